@@ -1,0 +1,105 @@
+//! Time: one monotonic clock for every deadline, and a UTC offset re-read each second for minutes.
+//!
+//! An event's minute is the monotonic time of its end plus the offset, so a step of the system clock moves
+//! minutes at most once a second and never in the middle of a computation. Tests hold a manual clock.
+
+use crate::ids::UnixMinute;
+use crate::sync::{Arc, AtomicI64, AtomicU64, Ordering};
+
+/// Milliseconds on the process' monotonic clock; zero is the clock's creation.
+pub type Millis = u64;
+
+/// A handle to the process' clock; clones share it.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    origin: tokio::time::Instant,
+    /// Set instead of reading the system, in tests.
+    manual: Option<AtomicU64>,
+    /// Unix milliseconds minus monotonic milliseconds.
+    offset_ms: AtomicI64,
+}
+
+impl Clock {
+    /// The system's clocks.
+    #[must_use]
+    pub fn system() -> Self {
+        let clock = Self {
+            inner: Arc::new(Inner { origin: tokio::time::Instant::now(), manual: None, offset_ms: AtomicI64::new(0) }),
+        };
+        clock.resync();
+        clock
+    }
+
+    /// A clock that moves only by [`Clock::advance`] and [`Clock::step_utc`]; monotonic zero is `unix_ms`.
+    #[must_use]
+    pub fn manual(unix_ms: u64) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                origin: tokio::time::Instant::now(),
+                manual: Some(AtomicU64::new(0)),
+                offset_ms: AtomicI64::new(i64::try_from(unix_ms).unwrap_or(i64::MAX)),
+            }),
+        }
+    }
+
+    /// Monotonic milliseconds now.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        match &self.inner.manual {
+            Some(now) => now.load(Ordering::Relaxed),
+            None => u64::try_from(self.inner.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Monotonic microseconds now (durations of a request).
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        match &self.inner.manual {
+            Some(now) => now.load(Ordering::Relaxed) * 1000,
+            None => u64::try_from(self.inner.origin.elapsed().as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Unix milliseconds now, by the offset last read.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        let now = i64::try_from(self.now()).unwrap_or(i64::MAX);
+        u64::try_from(now.saturating_add(self.inner.offset_ms.load(Ordering::Relaxed))).unwrap_or(0)
+    }
+
+    /// The UTC minute now.
+    #[must_use]
+    pub fn minute(&self) -> UnixMinute {
+        UnixMinute::of_unix_ms(self.unix_ms())
+    }
+
+    /// Re-reads the system's UTC clock; the control thread calls it each second. No effect on a manual clock.
+    pub fn resync(&self) {
+        if self.inner.manual.is_none() {
+            let unix = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
+            let now = i64::try_from(self.now()).unwrap_or(i64::MAX);
+            self.inner.offset_ms.store(unix.saturating_sub(now), Ordering::Relaxed);
+        }
+    }
+
+    /// Moves a manual clock forward.
+    pub fn advance(&self, by: Millis) {
+        if let Some(now) = &self.inner.manual {
+            now.fetch_add(by, Ordering::Relaxed);
+        }
+    }
+
+    /// Steps the UTC side of a manual clock, forward or back.
+    pub fn step_utc(&self, by_ms: i64) {
+        if self.inner.manual.is_some() {
+            self.inner.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The configuration: checked types, parsed once. Values here are valid; every mistake was reported before.
+//!
+//! Precedence (decided per key): flag, then `HERDGATE_CFG_*`, then file, then `NOMYO_ROUTER_*`, then default.
+//! Imports no room.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// Address of the one listener.
+    pub listen: SocketAddr,
+    /// Directory of the ledger and of what is kept beside it.
+    pub data: PathBuf,
+    /// Worker threads; `None` is one per core of the affinity mask.
+    pub workers: Option<usize>,
+    /// The nodes, in order.
+    pub nodes: Vec<NodeConfig>,
+    /// Slots per (node, model) where neither node nor model says otherwise.
+    pub slots: SlotsConfig,
+    /// Overrides by model name or glob, first match wins.
+    pub models: Vec<ModelConfig>,
+    /// Keys that open the router; empty: no key is asked for.
+    pub router_keys: Vec<RouterKey>,
+    /// Who may administer models and nodes.
+    pub administration: Administration,
+    /// Further values of `Host` accepted on a loopback listener.
+    pub allowed_hosts: Vec<String>,
+    /// Origins accepted beside Ollama's defaults, one `*` wildcard each; a lone `*` accepts all.
+    pub origins: Vec<String>,
+    /// Time-outs.
+    pub timeouts: Timeouts,
+    /// Bounds.
+    pub limits: Limits,
+    /// Health and polling.
+    pub health: HealthConfig,
+    /// Routing.
+    pub routing: RoutingConfig,
+    /// The ledger.
+    pub ledger: LedgerConfig,
+    /// Shutdown.
+    pub shutdown: ShutdownConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// Whether answers carry `x-herdgate-*` headers.
+    pub headers: bool,
+    /// The file was the ancestor's (it has `endpoints`).
+    pub ancestor: bool,
+}
+
+/// What a node speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum NodeKind {
+    /// Ollama's API, native and `/v1`.
+    Ollama,
+    /// Only `/v1` (llama.cpp's server, vLLM).
+    OpenAi,
+}
+
+/// One node.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeConfig {
+    /// Its id everywhere: `name`, else the URL exactly as configured.
+    pub name: String,
+    /// URL exactly as configured.
+    pub url: String,
+    /// Host name, IPv4 or IPv6 address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Path before every route, without a trailing slash and without `/v1`; usually empty.
+    pub base_path: String,
+    /// What it speaks.
+    pub kind: NodeKind,
+    /// Its own slots, if configured.
+    pub slots: Option<SlotsConfig>,
+    /// Sent as `Authorization: Bearer …` to this node.
+    pub api_key: Option<Secret>,
+    /// A name with several addresses becomes several nodes.
+    pub expand: bool,
+    /// Cloud models may be sent here (they leave the house).
+    pub cloud: bool,
+    /// Overrides of the global time-outs.
+    pub connect_timeout: Option<Duration>,
+    /// It stood in the ancestor's `llama_server_endpoints` (listed there again in `/api/config`).
+    pub llama: bool,
+}
+
+/// A secret: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Slots per (node, model).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotsConfig {
+    /// A preference (default 4).
+    Soft(u32),
+    /// A hard limit.
+    Hard(u32),
+}
+
+/// Overrides for models whose name matches.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelConfig {
+    /// Name or glob (`*` matches any run of characters).
+    pub pattern: String,
+    /// Slots per node.
+    pub slots: Option<SlotsConfig>,
+}
+
+/// A key that opens the router.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RouterKey {
+    /// Its name in ledger, metrics and logs: as configured, else `key1`, `key2`, …
+    pub name: String,
+    /// The key.
+    pub secret: Secret,
+}
+
+/// Who may administer models and nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Administration {
+    /// Open on a loopback listener without keys, else with a router key.
+    Auto,
+    /// Nobody.
+    Off,
+    /// With a router key.
+    Key,
+    /// Everybody.
+    Open,
+}
+
+/// Time-outs; operations.md of the design, "Time-outs".
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct Timeouts {
+    pub connect: Duration,
+    pub request_head: Duration,
+    pub request_body_idle: Duration,
+    pub client_idle: Duration,
+    pub pool_idle: Duration,
+    pub stream_idle: Duration,
+    pub client_stall: Duration,
+    pub queue_wait: Duration,
+    pub suspect_after: Duration,
+}
+
+/// Bounds, in bytes or pieces.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct Limits {
+    pub max_body_bytes: u64,
+    pub body_memory_bytes: u64,
+    pub unsent_bytes: usize,
+    pub head_bytes: usize,
+    pub queue_length: u32,
+    pub names: u32,
+    pub ring: usize,
+    /// `None`: from the file limit.
+    pub connections: Option<u32>,
+}
+
+/// Health and polling.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct HealthConfig {
+    pub probe: Duration,
+    pub probe_timeout: Duration,
+    pub backoff_max: Duration,
+    pub ps: Duration,
+    pub tags: Duration,
+    pub stale_residency: Duration,
+    pub panic_threshold_percent: u32,
+    pub forget_models_after: Duration,
+    pub resolve: Duration,
+}
+
+/// Routing.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct RoutingConfig {
+    pub cold_spill_after: Duration,
+    pub cold_load_grace: Duration,
+    pub retry_share_percent: u32,
+    pub retry_floor: u32,
+}
+
+/// Whether OpenAI streams are made exact by asking for their usage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UsageInjection {
+    /// Ask Ollama nodes, and take the event out again.
+    Auto,
+    /// Leave the request alone; estimate.
+    Off,
+}
+
+/// The ledger.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct LedgerConfig {
+    pub tick: Duration,
+    pub required: bool,
+    pub usage_injection: UsageInjection,
+    pub fold_after: Duration,
+}
+
+/// Shutdown.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is the key of the same name in default.yaml, described there")]
+pub struct ShutdownConfig {
+    pub delay: Duration,
+    pub drain: Duration,
+}
+
+/// Which requests get an access line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessLog {
+    /// Every request.
+    All,
+    /// Outcomes other than completed, waits over 1 s, requests over 10 s.
+    Errors,
+    /// None.
+    Off,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// Human on a terminal, else JSON.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For eyes.
+    Human,
+}
+
+/// Logs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// The form of the lines.
+    pub format: LogFormat,
+    /// Which requests get a line.
+    pub access: AccessLog,
+}

@@ -1,0 +1,1 @@
+//! Model names (contract of the wire, "Model names").

@@ -1,0 +1,148 @@
+//! The fleet as one immutable [`Snapshot`] behind one atomic pointer: who is up, who has which model, what listings say.
+//!
+//! The poller ([`poll`]) is its only writer; workers load it once per decision (I5) and never hold it across an await.
+//! What changes faster than a poll (in flight, loading, loaded) lives in the cells of [`crate::slots`], which the
+//! Snapshot carries from generation to generation. Must not import routing.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use arc_swap::ArcSwap;
+
+use crate::clock::Millis;
+use crate::config::{NodeKind, Secret};
+use crate::ids::{ModelId, NodeId};
+use crate::slots::{ModelWord, NodeWord, Pair, Queue};
+use crate::sync::Arc;
+
+/// The one pointer to the current [`Snapshot`]; shared by everybody, written by the poller alone.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The current generation. Workers read it through an `arc_swap::Cache` of their own.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+}
+
+/// One generation of facts.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Rises by one with each publication.
+    pub generation: u64,
+    /// When it was published.
+    pub published: Millis,
+    /// Every configured node, indexed by [`NodeId`].
+    pub nodes: Box<[NodeView]>,
+    /// Every model that a node, up or down, has or is remembered to have had; by [`crate::dialect::name::key`].
+    pub models: HashMap<Box<str>, Arc<Model>>,
+    /// The first poll round is done (or 2 s have passed): clients are served.
+    pub ready: bool,
+    /// Some configured node has never been reached and the process is younger than 60 s: unknown names are 503.
+    pub incomplete: bool,
+    /// More than half of the nodes failed at once: routing keeps to the last known good ones.
+    pub panicking: bool,
+    /// Merged listings, serialised once.
+    pub listing: Arc<Listing>,
+}
+
+/// One node as of this generation.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// Its place.
+    pub id: NodeId,
+    /// Its id in ledger, metrics and logs.
+    pub name: Arc<str>,
+    /// URL exactly as configured.
+    pub url: Arc<str>,
+    /// What it speaks.
+    pub kind: NodeKind,
+    /// Stood in the ancestor's `llama_server_endpoints`.
+    pub llama: bool,
+    /// Where requests go.
+    pub target: Arc<Target>,
+    /// Up, as health says.
+    pub up: bool,
+    /// Why it is in that state, for people.
+    pub cause: Arc<str>,
+    /// Since when.
+    pub since: Millis,
+    /// Its `/api/version`, last known; `None` for OpenAI-compatible nodes.
+    pub version: Option<Arc<str>>,
+    /// Takes new work; shared with its cells.
+    pub word: Arc<NodeWord>,
+    /// Cloud models may be sent here.
+    pub cloud: bool,
+    /// Slot and counters of requests that name no known model (unparseable bodies, cloud names, pass-through).
+    pub any: Arc<Pair>,
+    /// Its `/api/ps` entries, each a JSON object as received, with its age; for `/api/ps_details`.
+    pub ps: Arc<NodePs>,
+}
+
+/// What a node's `/api/ps` said last (for an OpenAI-compatible node: its served models).
+#[derive(Debug, Default)]
+pub struct NodePs {
+    /// When the answer came; `None` before the first.
+    pub at: Option<Millis>,
+    /// The entries, as received.
+    pub entries: Vec<Box<serde_json::value::RawValue>>,
+}
+
+/// Where a node's requests go. Addresses are re-resolved by the control thread.
+#[derive(Debug)]
+pub struct Target {
+    /// Tried in turn within `connect`; empty until the name first resolves.
+    pub addresses: ArcSwap<Vec<SocketAddr>>,
+    /// Value of `Host`.
+    pub host: Box<str>,
+    /// Prefix of every path, usually empty.
+    pub base_path: Box<str>,
+    /// Sent as `Authorization: Bearer`.
+    pub api_key: Option<Secret>,
+    /// Time-out of a connect.
+    pub connect_ms: Millis,
+}
+
+/// One model by name.
+#[derive(Debug)]
+pub struct Model {
+    /// Its id in counters and ledger.
+    pub id: ModelId,
+    /// Normalised display name.
+    pub name: Arc<str>,
+    /// Who waits for it.
+    pub queue: Arc<Queue>,
+    /// Facts shared by all its copies (which one loads, since when all are full, rotation).
+    pub word: Arc<ModelWord>,
+    /// The nodes that have it (or, being down, had it), in node order. Empty: only remembered.
+    pub candidates: Box<[Candidate]>,
+    /// Nodes disagree about the digest of this name.
+    pub conflict: bool,
+}
+
+/// One node that has a model.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeId,
+    /// Copied from the node: up in this generation.
+    pub up: bool,
+    /// Copied from the node.
+    pub kind: NodeKind,
+    /// Slot word and counters of (node, name). Cells are shared by names with the same weights on that node.
+    pub pair: Arc<Pair>,
+    /// Digest of the manifest as `/api/tags` says (64 hex); empty for OpenAI-compatible nodes.
+    pub digest: Arc<str>,
+    /// A remote stub (`remote_host`): runs elsewhere.
+    pub remote: bool,
+}
+
+/// Listings merged over the nodes that are up (plus the memory of those briefly down), serialised once per generation.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// `GET /api/tags`.
+    pub tags: bytes::Bytes,
+    /// `GET /api/ps`.
+    pub ps: bytes::Bytes,
+    /// `GET /api/version`.
+    pub version: bytes::Bytes,
+    /// `GET /v1/models`.
+    pub v1_models: bytes::Bytes,
+}
