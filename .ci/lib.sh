@@ -1,0 +1,32 @@
+# Shared by .ci/run and the scripts under .ci/steps: tools by package name, a Python environment, the binary under test.
+# Sourced, never run. A missing tool that cannot be had is a failure, never a skip.
+
+if [ "$(id -u)" = 0 ]; then as_root=(); else as_root=(sudo -n); fi
+
+# need COMMAND PACKAGE: installs Debian's PACKAGE unless COMMAND is there.
+need() {
+    command -v "$1" >/dev/null 2>&1 && return 0
+    echo "installing $2 (for $1)"
+    if [ ! -e "${TMPDIR:-/tmp}/.herdgate-apt-updated" ]; then
+        "${as_root[@]}" apt-get update -qq
+        touch "${TMPDIR:-/tmp}/.herdgate-apt-updated"
+    fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    command -v "$1" >/dev/null 2>&1 || { echo "$1 is still missing after installing $2" >&2; return 1; }
+}
+
+# python_with PACKAGE...: a virtual environment with these packages; sets PYTHON.
+python_with() {
+    need python3 python3
+    local venv="$HERDGATE_CI_DIR/venv"
+    if [ ! -x "$venv/bin/python" ]; then
+        python3 -m venv "$venv" >/dev/null 2>&1 || {
+            rm -rf "$venv"
+            "${as_root[@]}" apt-get update -qq
+            "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+            python3 -m venv "$venv"
+        }
+    fi
+    PYTHON="$venv/bin/python"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+}
