@@ -4,6 +4,10 @@
 //! What changes faster than a poll (in flight, loading, loaded) lives in the cells of [`crate::slots`], which the
 //! Snapshot carries from generation to generation. Must not import routing.
 
+pub mod health;
+pub mod progress;
+pub mod report;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
@@ -11,6 +15,7 @@ use arc_swap::ArcSwap;
 
 use crate::clock::Millis;
 use crate::config::{NodeKind, Secret};
+use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
 use crate::slots::{ModelWord, NodeWord, Pair, Queue};
 use crate::sync::Arc;
@@ -20,6 +25,26 @@ use crate::sync::Arc;
 pub struct Fleet {
     /// The current generation. Workers read it through an `arc_swap::Cache` of their own.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+}
+
+impl Fleet {
+    /// A fleet that nobody has polled yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty())) }
+    }
+
+    /// The current generation, to keep across an await.
+    #[must_use]
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// One generation of facts.
@@ -41,6 +66,33 @@ pub struct Snapshot {
     pub panicking: bool,
     /// Merged listings, serialised once.
     pub listing: Arc<Listing>,
+    /// One pair for each (node, model) that was ever routable in this process, those of `any` included, in order of
+    /// first sight: what sums over counters go through. Bounded by nodes times `limits.names`.
+    pub pairs: Arc<[Arc<Pair>]>,
+}
+
+impl Snapshot {
+    /// Generation zero: no nodes, no models, not ready. Tests build theirs from it by struct update.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            generation: 0,
+            published: 0,
+            nodes: Box::default(),
+            models: HashMap::new(),
+            ready: false,
+            incomplete: true,
+            panicking: false,
+            listing: Arc::new(Listing::default()),
+            pairs: Arc::from(Vec::new()),
+        }
+    }
+
+    /// The node with this id, unless it is [`NodeId::NONE`].
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeView> {
+        self.nodes.get(usize::try_from(id.0).ok()?)
+    }
 }
 
 /// One node as of this generation.
@@ -60,6 +112,8 @@ pub struct NodeView {
     pub target: Arc<Target>,
     /// Up, as health says.
     pub up: bool,
+    /// Up, but requests on it have been silent for `suspect_after`: it gets no new work.
+    pub suspect: bool,
     /// Why it is in that state, for people.
     pub cause: Arc<str>,
     /// Since when.
@@ -74,6 +128,8 @@ pub struct NodeView {
     pub any: Arc<Pair>,
     /// Its `/api/ps` entries, each a JSON object as received, with its age; for `/api/ps_details`.
     pub ps: Arc<NodePs>,
+    /// When bytes came last, and from how many requests they are awaited; written by workers, read each second.
+    pub progress: Arc<NodeProgress>,
 }
 
 /// What a node's `/api/ps` said last (for an OpenAI-compatible node: its served models).

@@ -1,0 +1,110 @@
+//! What workers tell the poller: rare events on a bounded channel, never one per request.
+//!
+//! A full channel drops the report: the next probe finds the same out, and a miss is answered as "still unknown".
+
+use std::time::Duration;
+
+use crate::ids::NodeId;
+
+/// Reports under way at most. A burst of this size means the control thread is late by far more than a round.
+const REPORTS_MAX: usize = 1_024;
+
+/// How long a request with an unknown name waits for the refresh it asked for.
+pub const MISS_WAIT: Duration = Duration::from_secs(1);
+
+/// One event that a worker has seen.
+#[derive(Debug)]
+pub enum Report {
+    /// The node refused a connection. The worker has already closed the node's word.
+    Refused(NodeId),
+    /// The node answered although its word says down or suspect.
+    Reached(NodeId),
+    /// No node has this name, says the Snapshot.
+    Miss {
+        /// The name, as [`crate::dialect::name::key`] gives it.
+        key: Box<str>,
+        /// Told whether a later Snapshot has it.
+        reply: tokio::sync::oneshot::Sender<bool>,
+    },
+    /// Models were pulled, created, copied or deleted there; [`NodeId::NONE`]: anywhere.
+    Administered(NodeId),
+    /// Models were unloaded there; [`NodeId::NONE`]: anywhere.
+    Unloaded(NodeId),
+}
+
+/// The workers' end; cloned freely.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    sender: flume::Sender<Report>,
+}
+
+/// The two ends of the reports' channel: workers' and poller's.
+#[must_use]
+pub fn channel() -> (Reports, flume::Receiver<Report>) {
+    let (sender, receiver) = flume::bounded(REPORTS_MAX);
+    (Reports { sender }, receiver)
+}
+
+impl Reports {
+    /// The node refused a connection.
+    pub fn refused(&self, node: NodeId) {
+        self.send(Report::Refused(node));
+    }
+
+    /// The node answered although its word says down or suspect.
+    pub fn reached(&self, node: NodeId) {
+        self.send(Report::Reached(node));
+    }
+
+    /// Models were pulled, created, copied or deleted there; [`NodeId::NONE`]: anywhere.
+    pub fn administered(&self, node: NodeId) {
+        self.send(Report::Administered(node));
+    }
+
+    /// Models were unloaded there; [`NodeId::NONE`]: anywhere.
+    pub fn unloaded(&self, node: NodeId) {
+        self.send(Report::Unloaded(node));
+    }
+
+    /// Asks the nodes that are up whether one has this name by now; waits at most [`MISS_WAIT`].
+    ///
+    /// True: load the Snapshot again, it is there. False: it was not found, or was looked for a moment ago.
+    /// Cancel safe: a caller that leaves is forgotten.
+    pub async fn miss(&self, key: &str) -> bool {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        if !self.send(Report::Miss { key: key.into(), reply }) {
+            return false;
+        }
+        matches!(tokio::time::timeout(MISS_WAIT, answer).await, Ok(Ok(true)))
+    }
+
+    fn send(&self, report: Report) -> bool {
+        self.sender.try_send(report).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_miss_that_nobody_answers_ends_after_a_second() {
+        let (reports, receiver) = channel();
+        let began = tokio::time::Instant::now();
+        assert!(!reports.miss("nope:latest").await);
+        assert_eq!(began.elapsed(), MISS_WAIT);
+        assert!(matches!(receiver.try_recv(), Ok(Report::Miss { key, .. }) if &*key == "nope:latest"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_channel_costs_the_report_and_no_wait() {
+        let (reports, receiver) = channel();
+        for _ in 0..=REPORTS_MAX {
+            reports.refused(NodeId(0));
+        }
+        let began = tokio::time::Instant::now();
+        assert!(!reports.miss("m:latest").await);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(receiver.drain().count(), REPORTS_MAX);
+    }
+}
