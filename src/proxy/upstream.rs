@@ -1,0 +1,544 @@
+//! The HTTP/1.1 client of one worker towards the nodes: one attempt at one node, polled inside the request's own task.
+//!
+//! Called by the proxy: [`Upstreams::begin`] → [`Exchange::head`] → [`Exchange::poll_data`] until [`Exchange::is_end`].
+//! An exchange may be dropped at any await: nothing is lost then, its connection and what it holds (the permit) go to
+//! [`super::lingering`], which closes it when the node can bear it (I12). Must never choose a node, retry on another,
+//! wait on a timer of its own (only [`super::dial`] does) or outlive its worker's thread.
+//!
+//! An exchange reads the socket only when polled, at most once per poll, and hands out what it read at once: nothing is
+//! held back (I7), and a client that does not take its bytes stops the reading.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::StatusCode;
+use tokio::net::TcpStream;
+
+use super::dial::dial;
+use super::lingering::{Leave, Lingering};
+use super::pool::{Life, Pool};
+use super::wire::{Connection, Fault, Wire};
+use crate::clock::{Clock, Millis};
+use crate::fleet::Target;
+use crate::http1::{DecodeError, ResponseHead};
+use crate::ids::NodeId;
+use crate::sync::Arc;
+
+/// Read buffer of a worker. Source: 16 KiB is what other proxies settled on; more did not pay.
+const SCRATCH_BYTES: usize = 16 * 1024;
+/// A body up to this size is copied behind its head: cheaper than a second slice in the write.
+const JOIN_BYTES_MAX: usize = 4096;
+/// Head buffers kept for the next requests, and the largest worth keeping.
+const SPARE_HEADS_MAX: usize = 64;
+const SPARE_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// A reused connection that dies without a byte this soon after the request was sent was closed by the node before the
+/// request reached it. Later it is the node that broke, and what to do about that is routing's decision.
+const STALE_WITHIN_US: u64 = 1_000_000;
+
+/// What an exchange holds for as long as the node may be working on its request: the permit.
+pub trait Held: 'static {
+    /// The model of the request is loaded on its node; asked while detached, each sweep.
+    fn is_loaded(&self) -> bool;
+    /// A detached exchange ended so. The value is dropped at once or, where the node was told to stop, soon after.
+    fn detached(&mut self, how: Detached, now: Millis);
+}
+
+/// How a detached exchange ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detached {
+    /// The node's first byte came, with this status.
+    Answered(StatusCode),
+    /// The model came up ([`Held::is_loaded`]).
+    Loaded,
+    /// The connection broke before an answer.
+    Failed,
+    /// `cold_load_grace` went by.
+    GaveUp,
+}
+
+/// Values of the configuration that the client needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// `timeouts.pool_idle`.
+    pub pool_idle_ms: Millis,
+    /// Idle connections per worker and node.
+    pub pool_idle_max: usize,
+    /// `limits.head`, for answers.
+    pub head_bytes_max: usize,
+    /// `routing.cold_load_grace`.
+    pub cold_load_grace_ms: Millis,
+    /// Detached requests per worker; one more is closed like any other.
+    pub detached_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pool_idle_ms: 60_000,
+            pool_idle_max: 128,
+            head_bytes_max: 64 * 1024,
+            cold_load_grace_ms: 300_000,
+            detached_max: 256,
+        }
+    }
+}
+
+/// A request ready to be sent: encoded head, and body. Kept until the answer begins, for the free retry.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    pub(super) head: Vec<u8>,
+    pub(super) body: Bytes,
+    pub(super) is_head: bool,
+}
+
+impl Outgoing {
+    /// From the bytes that [`crate::http1::encode_request`] wrote (into [`Upstreams::buffer`]) and the body they
+    /// announce.
+    #[must_use]
+    pub fn new(method: &http::Method, mut head: Vec<u8>, mut body: Bytes) -> Self {
+        if body.len() <= JOIN_BYTES_MAX {
+            head.extend_from_slice(&body);
+            body = Bytes::new();
+        }
+        Self { head, body, is_head: method == http::Method::HEAD }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+/// How far an attempt came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// No connection was had: the node knows nothing of the request.
+    Connect,
+    /// The request was not sent whole: a node acts only on whole requests.
+    Send,
+    /// The request was sent whole and no answer's head came.
+    Answer,
+}
+
+/// What ended an attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The node's name has not resolved.
+    #[error("no address known")]
+    NoAddress,
+    /// Nobody listens on any of its addresses.
+    #[error("connection refused")]
+    Refused,
+    /// `timeouts.connect` went by.
+    #[error("connect timed out")]
+    TimedOut,
+    /// The node closed without a byte.
+    #[error("closed without an answer")]
+    Closed,
+    /// Reset, unreachable and the like.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What came is not an answer, or broke off inside its head.
+    #[error("{0}")]
+    Malformed(#[from] DecodeError),
+}
+
+/// A failed attempt, with all that routing needs to know. Its text is for the log: clients must not see it.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct AttemptError {
+    /// How far it came.
+    pub stage: Stage,
+    /// What ended it.
+    #[source]
+    pub cause: Cause,
+    /// The connection had served an earlier request.
+    pub reused: bool,
+    /// Bytes of an answer came (never a whole head).
+    pub heard: bool,
+}
+
+impl AttemptError {
+    /// The whole request had been handed over: the node may have worked on it.
+    #[must_use]
+    pub fn sent_whole(&self) -> bool {
+        self.stage == Stage::Answer
+    }
+
+    /// The node cannot have acted on the request: another attempt repeats nothing.
+    #[must_use]
+    pub fn retry_safe(&self) -> bool {
+        !self.sent_whole() && !self.heard
+    }
+
+    /// Nobody listens there: the node is down now.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.cause, Cause::Refused)
+    }
+
+    /// We are out of files, ports or memory: it says nothing of the node.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(&self.cause, Cause::Io(error) if is_exhaustion(error))
+    }
+}
+
+/// A body that broke off. Its text is for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The framing is wrong, or the node closed inside the body.
+    #[error("{0}")]
+    Malformed(#[from] DecodeError),
+}
+
+/// The upstream side of one worker; clones share it and never leave its thread.
+#[derive(Debug)]
+pub struct Upstreams<P: Held> {
+    inner: Rc<Inner<P>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner<P> {
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) pool: RefCell<Pool<Connection>>,
+    pub(super) lingering: Lingering<P>,
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    spare_heads: RefCell<Vec<Vec<u8>>>,
+}
+
+impl<P: Held> Clone for Upstreams<P> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+impl<P: Held> Upstreams<P> {
+    /// For one worker. [`Upstreams::run`] must be spawned on the same thread.
+    #[must_use]
+    pub fn new(settings: Settings, clock: Clock) -> Self {
+        Self {
+            inner: Rc::new(Inner {
+                settings,
+                clock,
+                pool: RefCell::new(Pool::new(settings.pool_idle_max)),
+                lingering: Lingering::new(),
+                scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+                spare_heads: RefCell::new(Vec::new()),
+            }),
+        }
+    }
+
+    /// An empty buffer to encode a head into.
+    #[must_use]
+    pub fn buffer(&self) -> Vec<u8> {
+        self.inner.spare_heads.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024))
+    }
+
+    /// Prepares an attempt; the first poll of [`Exchange::head`] takes or opens a connection. `held` lives as long as
+    /// the node may work on the request; `leave` says what happens when the exchange is dropped before its end.
+    #[must_use]
+    pub fn begin(&self, node: NodeId, target: &Arc<Target>, request: Outgoing, held: P, leave: Leave) -> Exchange<P> {
+        Exchange {
+            upstreams: self.clone(),
+            node,
+            target: Arc::clone(target),
+            request,
+            phase: Phase::Start,
+            held: Some(held),
+            leave,
+            first: Bytes::new(),
+            retried: false,
+        }
+    }
+
+    /// The worker's one task for exchanges whose client has left. Never ends.
+    pub async fn run(self) {
+        self.inner.lingering.run(&self.inner).await;
+    }
+
+    /// The worker's tick: closes idle connections that expired or died.
+    pub fn tick(&self) {
+        self.inner.pool.borrow_mut().sweep(self.inner.clock.now(), Connection::is_silent);
+    }
+
+    /// Closes a node's idle connections.
+    pub fn clear(&self, node: NodeId) {
+        self.inner.pool.borrow_mut().clear(node);
+    }
+
+    /// Idle connections now.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.inner.pool.borrow().idle()
+    }
+
+    /// Exchanges without a client now (lingering, draining, detached).
+    #[must_use]
+    pub fn lingering(&self) -> usize {
+        self.inner.lingering.len()
+    }
+}
+
+impl<P> Inner<P> {
+    /// Keeps the connection of an ended exchange for the next one, if it is fit for it.
+    pub(super) fn recycle(&self, node: NodeId, wire: Wire) {
+        if let Some((connection, idle_ms)) = wire.into_reusable(self.settings.pool_idle_ms) {
+            self.pool.borrow_mut().put(node, connection, self.clock.now() + idle_ms);
+        }
+    }
+
+    fn reclaim(&self, mut head: Vec<u8>) {
+        let mut spare = self.spare_heads.borrow_mut();
+        if spare.len() < SPARE_HEADS_MAX && (1..=SPARE_HEAD_BYTES_MAX).contains(&head.capacity()) {
+            head.clear();
+            spare.push(head);
+        }
+    }
+}
+
+/// One attempt at one node.
+///
+/// Cancel safety: every method may be dropped while pending, and the exchange itself at any time.
+#[derive(Debug)]
+pub struct Exchange<P: Held> {
+    upstreams: Upstreams<P>,
+    node: NodeId,
+    target: Arc<Target>,
+    request: Outgoing,
+    phase: Phase,
+    held: Option<P>,
+    leave: Leave,
+    /// Payload that came in one read with the head.
+    first: Bytes,
+    /// The free retry was used.
+    retried: bool,
+}
+
+type Dialing = Pin<Box<dyn Future<Output = Result<TcpStream, Cause>>>>;
+
+enum Phase {
+    Start,
+    Connecting(Dialing),
+    Open(Box<Wire>),
+    /// The answer is complete and the connection gone to the pool, or the exchange failed.
+    Over,
+}
+
+impl std::fmt::Debug for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Start => "Start",
+            Self::Connecting(_) => "Connecting",
+            Self::Open(_) => "Open",
+            Self::Over => "Over",
+        })
+    }
+}
+
+impl<P: Held> Exchange<P> {
+    /// Sends the request and waits for the head of the answer, however long the node takes.
+    ///
+    /// A reused connection that turns out to be dead is replaced by a fresh one, once and unseen.
+    ///
+    /// # Errors
+    /// The attempt failed before a head came; the exchange is over then, and [`Exchange::take_held`] gives back what
+    /// it holds.
+    pub async fn head(&mut self) -> Result<ResponseHead, AttemptError> {
+        poll_fn(|cx| self.poll_head(cx)).await
+    }
+
+    /// As [`Exchange::head`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, AttemptError>> {
+        loop {
+            match &mut self.phase {
+                Phase::Start => self.phase = self.start(),
+                Phase::Connecting(dialing) => match ready!(dialing.as_mut().poll(cx)) {
+                    Ok(stream) => self.open(Connection { stream, life: Life::default() }),
+                    Err(cause) => return Poll::Ready(Err(self.failed_to_connect(cause))),
+                },
+                Phase::Open(wire) => {
+                    let inner = &self.upstreams.inner;
+                    wire.send(cx, &self.request, || inner.clock.now_us());
+                    let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut()));
+                    match read {
+                        Ok(read) => {
+                            if let Some(head) = read.head {
+                                self.first = read.data;
+                                self.answered();
+                                return Poll::Ready(Ok(*head));
+                            }
+                        }
+                        Err(fault) => {
+                            if let Some(error) = self.faulted(fault) {
+                                return Poll::Ready(Err(error));
+                            }
+                        }
+                    }
+                }
+                Phase::Over => {
+                    let cause = Cause::Closed;
+                    return Poll::Ready(Err(AttemptError {
+                        stage: Stage::Connect,
+                        cause,
+                        reused: false,
+                        heard: false,
+                    }));
+                }
+            }
+        }
+    }
+
+    /// The next payload, as much as one read gave, in one exact allocation; `None` after the end. To be called after
+    /// [`Exchange::head`].
+    ///
+    /// # Errors
+    /// The body broke off; the exchange is over then.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
+        }
+        let Phase::Open(wire) = &mut self.phase else { return Poll::Ready(None) };
+        let inner = &self.upstreams.inner;
+        wire.send(cx, &self.request, || inner.clock.now_us());
+        let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut()));
+        match read {
+            Ok(read) => {
+                if wire.is_ended() {
+                    self.end();
+                }
+                Poll::Ready((!read.data.is_empty()).then_some(Ok(read.data)))
+            }
+            Err(fault) => {
+                self.phase = Phase::Over;
+                Poll::Ready(Some(Err(match fault {
+                    Fault::Io(error) => error.into(),
+                    Fault::Malformed(error) => error.into(),
+                    Fault::Closed => DecodeError::CutBody.into(),
+                })))
+            }
+        }
+    }
+
+    /// All payload was handed out and the answer is complete. True together with the last payload where its end came
+    /// with it, so that nobody has to poll once more.
+    #[must_use]
+    pub fn is_end(&self) -> bool {
+        matches!(self.phase, Phase::Over) && self.first.is_empty()
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// What it holds; `None` once taken.
+    pub fn held(&mut self) -> Option<&mut P> {
+        self.held.as_mut()
+    }
+
+    /// Takes it out: after a failed attempt, or when the answer is known to be complete.
+    pub fn take_held(&mut self) -> Option<P> {
+        self.held.take()
+    }
+
+    /// Changes what happens when the exchange is dropped before its end.
+    pub fn set_leave(&mut self, leave: Leave) {
+        self.leave = leave;
+    }
+
+    fn start(&self) -> Phase {
+        let inner = &self.upstreams.inner;
+        let idle = inner.pool.borrow_mut().take(self.node, inner.clock.now(), Connection::is_silent);
+        match idle {
+            Some(connection) => {
+                Phase::Open(Box::new(Wire::new(connection, &self.request, inner.settings.head_bytes_max)))
+            }
+            None => self.connecting(),
+        }
+    }
+
+    fn connecting(&self) -> Phase {
+        Phase::Connecting(Box::pin(dial(self.target.addresses.load_full(), self.target.connect_ms)))
+    }
+
+    fn open(&mut self, connection: Connection) {
+        let wire = Wire::new(connection, &self.request, self.upstreams.inner.settings.head_bytes_max);
+        self.phase = Phase::Open(Box::new(wire));
+    }
+
+    fn failed_to_connect(&mut self, cause: Cause) -> AttemptError {
+        self.phase = Phase::Over;
+        if matches!(&cause, Cause::Io(error) if is_exhaustion(error)) {
+            // Out of files: idle connections are the ones we can do without.
+            self.upstreams.inner.pool.borrow_mut().clear_all();
+        }
+        AttemptError { stage: Stage::Connect, cause, reused: false, heard: false }
+    }
+
+    /// A head came: no retry from here on, so that the request is not needed any more once it is sent.
+    fn answered(&mut self) {
+        let Phase::Open(wire) = &self.phase else { return };
+        if wire.is_sent_whole() {
+            self.upstreams.inner.reclaim(std::mem::take(&mut self.request.head));
+            self.request.body = Bytes::new();
+        }
+        if wire.is_ended() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Phase::Open(wire) = std::mem::replace(&mut self.phase, Phase::Over) {
+            self.upstreams.inner.recycle(self.node, *wire);
+        }
+    }
+
+    /// Before a head: another try on a fresh connection (`None`), or the attempt's error.
+    fn faulted(&mut self, fault: Fault) -> Option<AttemptError> {
+        let Phase::Open(mut wire) = std::mem::replace(&mut self.phase, Phase::Over) else { return None };
+        let died = matches!(fault, Fault::Closed | Fault::Io(_)) && !wire.heard;
+        let now_us = self.upstreams.inner.clock.now_us();
+        let soon = wire.sent_at_us.is_none_or(|sent| now_us.saturating_sub(sent) <= STALE_WITHIN_US);
+        if wire.reused && died && soon && !self.retried {
+            self.retried = true;
+            self.phase = self.connecting();
+            return None;
+        }
+        let cause = match fault {
+            Fault::Malformed(error) => Cause::Malformed(error),
+            Fault::Io(error) => Cause::Io(error),
+            Fault::Closed => wire.take_write_error().map_or(Cause::Closed, Cause::Io),
+        };
+        let stage = if wire.is_sent_whole() { Stage::Answer } else { Stage::Send };
+        Some(AttemptError { stage, cause, reused: wire.reused, heard: wire.heard })
+    }
+}
+
+impl<P: Held> Drop for Exchange<P> {
+    fn drop(&mut self) {
+        let inner = &self.upstreams.inner;
+        inner.reclaim(std::mem::take(&mut self.request.head));
+        if let Phase::Open(wire) = std::mem::replace(&mut self.phase, Phase::Over) {
+            inner.lingering.leave(inner, self.node, *wire, self.held.take(), self.leave);
+        }
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
+}
