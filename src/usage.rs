@@ -4,11 +4,13 @@
 //! thread ([`ledger`]) drains the rings each tick, folds events into rows by (minute, node, model, key) and hands
 //! batches to the store thread, the only LMDB writer. Must never block a worker.
 
+pub mod answers;
 pub mod counters;
 pub mod ledger;
+pub mod meters;
 pub mod names;
+pub mod recorder;
 pub mod series;
-mod store;
 
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
 
@@ -25,6 +27,27 @@ pub enum Ending {
     NodeErrorAfter,
     /// Never sent to a node, and why.
     Rejected(Rejection),
+}
+
+impl Ending {
+    /// Kinds of ending, reasons of rejection aside.
+    pub const COUNT: usize = 5;
+
+    /// Their names, in the order of [`Ending::index`].
+    pub const LABELS: [&str; Self::COUNT] =
+        ["completed", "client_gone", "node_error_before", "node_error_after", "rejected"];
+
+    /// Its place in arrays of one figure per ending. Part of the ledger's format: never renumbered.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Completed => 0,
+            Self::ClientGone => 1,
+            Self::NodeErrorBefore => 2,
+            Self::NodeErrorAfter => 3,
+            Self::Rejected(_) => 4,
+        }
+    }
 }
 
 /// Why a request was never sent to a node.
@@ -73,6 +96,25 @@ impl Rejection {
         Self::NotImplemented,
         Self::Internal,
     ];
+
+    /// Its name in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::UnknownModel => "unknown_model",
+            Self::Forbidden => "forbidden",
+            Self::NoNode => "no_node",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyMemory => "body_memory",
+            Self::Draining => "draining",
+            Self::SlowClient => "slow_client",
+            Self::NotImplemented => "not_implemented",
+            Self::Internal => "internal",
+        }
+    }
 }
 
 /// Tokens of one request.
@@ -84,6 +126,24 @@ pub struct Tokens {
     pub cached: u64,
     /// Generated tokens.
     pub output: u64,
+}
+
+impl Tokens {
+    /// The sum of both, figure by figure.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            cached: self.cached.saturating_add(other.cached),
+            output: self.output.saturating_add(other.output),
+        }
+    }
+
+    /// Input plus output: what the ancestor calls total tokens.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
 }
 
 /// Token counts and how sure they are.
@@ -127,4 +187,36 @@ pub struct Outcome {
     pub first_byte_us: u64,
     /// From the request's arrival to its end, microseconds.
     pub total_us: u64,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A completed request with nothing to count; tests set what they mean.
+    pub(crate) fn outcome() -> Outcome {
+        Outcome {
+            minute: UnixMinute(29_000_000),
+            node: NodeId(0),
+            model: ModelId(2),
+            key: KeyId::NONE,
+            ending: Ending::Completed,
+            status: 200,
+            count: Count::Nothing,
+            load_ns: 0,
+            prompt_eval_ns: 0,
+            eval_ns: 0,
+            queue_us: 0,
+            first_byte_us: 0,
+            total_us: 0,
+        }
+    }
+
+    #[test]
+    fn labels_follow_their_index() {
+        assert_eq!(Ending::LABELS[Ending::Rejected(Rejection::Internal).index()], "rejected");
+        for (place, why) in Rejection::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, place);
+        }
+    }
 }
