@@ -4,7 +4,10 @@
 //! What changes faster than a poll (in flight, loading, loaded) lives in the cells of [`crate::slots`], which the
 //! Snapshot carries from generation to generation. Must not import routing.
 
+pub mod fetch;
 pub mod health;
+pub mod inventory;
+pub mod listing;
 pub mod progress;
 pub mod report;
 
@@ -83,7 +86,7 @@ impl Snapshot {
             ready: false,
             incomplete: true,
             panicking: false,
-            listing: Arc::new(Listing::default()),
+            listing: Arc::new(listing::merge(&[])),
             pairs: Arc::from(Vec::new()),
         }
     }
