@@ -1,11 +1,34 @@
 //! The configuration: checked types, parsed once. Values here are valid; every mistake was reported before.
 //!
 //! Precedence (decided per key): flag, then `HERDGATE_CFG_*`, then file, then `NOMYO_ROUTER_*`, then default.
-//! Imports no room.
+//! `main.rs` calls [`find`] and [`load`]; everybody else only reads a [`Config`]. [`Config::default`] is the embedded
+//! default file ([`DEFAULT_FILE`]), a test holds the two together.
+//! Imports no room; reads no environment variable and no file except in [`find`] and [`process_env`].
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+mod ancestor;
+mod check;
+mod defaults;
+mod describe;
+mod expand;
+mod load;
+mod mistake;
+mod models;
+mod node_url;
+mod ours;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod units;
+mod walk;
+
+pub use defaults::DEFAULT_FILE;
+pub use describe::describe;
+pub use load::{Env, Flags, Loaded, Sources, find, load, process_env};
+pub use mistake::{Mistake, Place};
 
 /// The whole configuration.
 #[derive(Clone, PartialEq, Debug)]
@@ -82,8 +105,10 @@ pub struct NodeConfig {
     pub expand: bool,
     /// Cloud models may be sent here (they leave the house).
     pub cloud: bool,
-    /// Overrides of the global time-outs.
+    /// Override of [`Timeouts::connect`].
     pub connect_timeout: Option<Duration>,
+    /// Overrides of the other global time-outs.
+    pub timeouts: TimeoutOverrides,
     /// It stood in the ancestor's `llama_server_endpoints` (listed there again in `/api/config`).
     pub llama: bool,
 }
@@ -114,6 +139,23 @@ pub struct ModelConfig {
     pub pattern: String,
     /// Slots per node.
     pub slots: Option<SlotsConfig>,
+    /// Overrides of the global time-outs.
+    pub timeouts: TimeoutOverrides,
+    /// Names of the nodes that a pull of this model goes to; empty: no preference.
+    pub pull_targets: Vec<String>,
+}
+
+/// Overrides of [`Timeouts`], per node or per model; `None` keeps the global value.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[expect(missing_docs, reason = "each overrides the field of the same name in Timeouts")]
+pub struct TimeoutOverrides {
+    /// Per node only: an idle connection belongs to no model.
+    pub pool_idle: Option<Duration>,
+    pub stream_idle: Option<Duration>,
+    pub client_stall: Option<Duration>,
+    /// Per model only: a waiting request has no node yet.
+    pub queue_wait: Option<Duration>,
+    pub suspect_after: Option<Duration>,
 }
 
 /// A key that opens the router.

@@ -1,0 +1,305 @@
+//! The ancestor's configuration: its `config.yaml` as it is, and its `NOMYO_ROUTER_*` variables below any file.
+//!
+//! Keys, defaults and rules are the ancestor's; what cannot work here is refused with the reason, what is not needed
+//! here is accepted with a warning.
+
+use std::path::Path;
+
+use super::expand::Rule;
+use super::load::Env;
+use super::mistake::Place;
+use super::node_url;
+use super::tree::{Kind, Node, Scalar, Value};
+use super::walk::{Section, Walk, line, one_of, text};
+use super::{Config, NodeConfig, NodeKind, RouterKey, Secret, SlotsConfig, ours};
+use crate::sync::Arc;
+
+/// The router key and its other spellings; the first is the usual one.
+const ROUTER_KEYS: [&str; 7] = [
+    "nomyo-router-api-key",
+    "router_api_key",
+    "nomyo_router_api_key",
+    "nomyo-router_api_key",
+    "nomyo_router-api_key",
+    "NOMYO-ROUTER_API_KEY",
+    "NOMYO_ROUTER_API_KEY",
+];
+const CACHE_KEYS: [&str; 7] = [
+    "cache_enabled",
+    "cache_backend",
+    "cache_similarity",
+    "cache_ttl",
+    "cache_db_path",
+    "cache_redis_url",
+    "cache_history_weight",
+];
+/// Its other keys, each with what takes its place in a file of ours.
+const OTHER_KEYS: [(&str, &str); 5] = [
+    ("endpoints", "`nodes`"),
+    ("llama_server_endpoints", "`nodes` with `kind: openai`"),
+    ("max_concurrent_connections", "`slots: soft N` or `slots: N`"),
+    ("api_keys", "`api_key` of each node"),
+    ("db_path", "`data`"),
+];
+/// Its default for `endpoints`.
+const DEFAULT_ENDPOINT: &str = "http://localhost:11434";
+
+/// Whose file this is: the ancestor's if it has keys of the ancestor and none of ours. (`limits: hard` is a key of
+/// both: its opt-in there, a section here.)
+pub(super) fn rule_of(root: &Node) -> Rule {
+    let Value::Map(entries) = &root.value else { return Rule::Ours };
+    let own_keys = ours::root_keys();
+    let is_own = |name: &str, value: &Value| {
+        own_keys.iter().any(|own| own == name) && !(name == "limits" && matches!(value, Value::Scalar(_)))
+    };
+    let has_ours = entries.iter().any(|entry| is_own(&entry.name, &entry.node.value));
+    let has_ancestors = entries.iter().any(|entry| our_key(&entry.name).is_some());
+    if has_ancestors && !has_ours { Rule::Ancestor } else { Rule::Ours }
+}
+
+/// For a key of the ancestor's, what to write in a file of ours.
+pub(super) fn our_key(name: &str) -> Option<String> {
+    let instead = if ROUTER_KEYS.contains(&name) {
+        "`router_keys`"
+    } else if CACHE_KEYS.contains(&name) {
+        "nothing, there is no response cache"
+    } else {
+        OTHER_KEYS.iter().find(|(key, _)| *key == name)?.1
+    };
+    Some(format!("it is the ancestor's, whose file has no key of ours; write {instead} instead"))
+}
+
+/// Reads the ancestor's file, if it is one, over the `NOMYO_ROUTER_*` variables.
+pub(super) fn read(file: Option<Node>, env: &Env, walk: &mut Walk, config: &mut Config) {
+    let is_file = file.is_some();
+    config.ancestor = is_file;
+    let root = file.unwrap_or(Node { place: Place::Default, value: Value::Map(Vec::new()) });
+    let Some(mut top) = walk.section("", root) else { return };
+    if is_file {
+        config.origins = vec!["*".to_owned()];
+        config.slots = SlotsConfig::Soft(1);
+    }
+    let mut keys = api_keys(&mut top, env, walk);
+    nodes(&mut top, env, walk, config, &mut keys, is_file);
+    if !walk.node_keys.is_empty() {
+        for (url, key) in keys.into_iter().filter(|(_, key)| !key.used) {
+            walk.warn(&key.place, &format!("api_keys.{url}"), None, "belongs to no node: keys go by the exact URL");
+        }
+    }
+    slots(&mut top, env, walk, config);
+    router_key(&mut top, env, walk, config);
+    if let Some(node) = take(&mut top, env, walk, "db_path")
+        && let Some(path) = walk.scalar("db_path", &node, line)
+    {
+        let beside = Path::new(&path).parent().filter(|parent| !parent.as_os_str().is_empty());
+        config.data = beside.unwrap_or(Path::new(".")).join("herdgate-data");
+    }
+    let cache = CACHE_KEYS.map(|name| top.take(walk, name).map(|node| (name, node)));
+    if let Some((name, node)) = cache.into_iter().flatten().next() {
+        walk.warn(&node.place, name, None, "there is no response cache here; the cache_* keys do nothing");
+    }
+    top.finish(walk);
+}
+
+/// A field from the file, else from its variable (in any case).
+fn take(top: &mut Section, env: &Env, walk: &mut Walk, name: &'static str) -> Option<Node> {
+    top.take(walk, name).or_else(|| {
+        let wanted = format!("NOMYO_ROUTER_{}", name.to_uppercase());
+        let (variable, value) = env.iter().find(|(variable, _)| variable.to_uppercase() == wanted)?;
+        let place = Place::Variable(Arc::from(variable.as_str()));
+        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose }) })
+    })
+}
+
+/// One entry of `api_keys`.
+struct ApiKey {
+    place: Place,
+    secret: Option<Secret>,
+    used: bool,
+}
+
+fn api_keys(top: &mut Section, env: &Env, walk: &mut Walk) -> Vec<(String, ApiKey)> {
+    let Some(node) = take(top, env, walk, "api_keys") else { return Vec::new() };
+    let Some(section) = walk.section("api_keys", node) else { return Vec::new() };
+    let mut keys = Vec::new();
+    for entry in section.into_entries() {
+        let path = format!("api_keys.{}", node_url::masked(&entry.name));
+        if entry.kind != Kind::Text {
+            walk.mistake(&entry.place, &path, None, "the URL must be text; put it in quotes");
+            continue;
+        }
+        let is_empty = matches!(&entry.node.value, Value::Scalar(scalar) if scalar.text.is_empty());
+        let secret = if is_empty {
+            walk.warn(&entry.node.place, &path, None, "is empty; the node gets no key");
+            None
+        } else {
+            walk.secret(&path, &entry.node).map(Secret)
+        };
+        keys.push((entry.name, ApiKey { place: entry.place, secret, used: false }));
+    }
+    keys
+}
+
+/// The nodes of `endpoints` and `llama_server_endpoints`. Without either, and without a file, the nodes stay.
+fn nodes(
+    top: &mut Section,
+    env: &Env,
+    walk: &mut Walk,
+    config: &mut Config,
+    keys: &mut [(String, ApiKey)],
+    is_file: bool,
+) {
+    let endpoints = take(top, env, walk, "endpoints");
+    let llamas = take(top, env, walk, "llama_server_endpoints");
+    if endpoints.is_none() && llamas.is_none() && !is_file {
+        return;
+    }
+    let place = top.place.clone();
+    let llamas = llamas.and_then(|node| walk.list("llama_server_endpoints", node)).unwrap_or_default();
+    let endpoints = match endpoints {
+        Some(node) => walk.list("endpoints", node).unwrap_or_default(),
+        None => {
+            if !llamas.is_empty() {
+                let reason = "is not set, which makes http://localhost:11434 a node too; `endpoints: []` leaves it out";
+                walk.warn(&place, "endpoints", None, reason);
+            }
+            let text = DEFAULT_ENDPOINT.to_owned();
+            vec![Node { place: Place::Default, value: Value::Scalar(Scalar { text, kind: Kind::Text }) }]
+        }
+    };
+    config.nodes.clear();
+    walk.node_keys.clear();
+    let llama_urls: Vec<&str> = llamas.iter().filter_map(scalar_text).collect();
+    for (index, node) in endpoints.iter().enumerate() {
+        // The exact URL in both lists is one node, a llama one.
+        if scalar_text(node).is_none_or(|url| !llama_urls.contains(&url)) {
+            add_node(&format!("endpoints[{index}]"), node, Listed::Endpoint, walk, config, keys);
+        }
+    }
+    for (index, node) in llamas.iter().enumerate() {
+        add_node(&format!("llama_server_endpoints[{index}]"), node, Listed::Llama, walk, config, keys);
+    }
+    if config.nodes.is_empty() && endpoints.is_empty() && llamas.is_empty() {
+        walk.warn(&place, "endpoints", None, "is empty: there is no node to send anything to");
+    }
+}
+
+fn scalar_text(node: &Node) -> Option<&str> {
+    match &node.value {
+        Value::Scalar(scalar) => Some(&scalar.text),
+        _ => None,
+    }
+}
+
+/// Which list a node stands in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    Endpoint,
+    Llama,
+}
+
+fn add_node(
+    path: &str,
+    node: &Node,
+    listed: Listed,
+    walk: &mut Walk,
+    config: &mut Config,
+    keys: &mut [(String, ApiKey)],
+) {
+    let Some(mut parsed) = walk.scalar(path, node, |scalar| ancestors_node(&text(scalar)?)) else { return };
+    walk.set_place(path, &node.place);
+    if config.nodes.iter().any(|earlier| earlier.name == parsed.name) {
+        walk.warn(&node.place, path, Some(&parsed.url), "stands twice; it is one node");
+        return;
+    }
+    if listed == Listed::Llama {
+        parsed.kind = NodeKind::OpenAi;
+        parsed.llama = true;
+    }
+    if let Some((_, key)) = keys.iter_mut().find(|(url, _)| *url == parsed.url) {
+        key.used = true;
+        // Ollama's native calls carry no key; what is configured for them there is noise.
+        if parsed.kind == NodeKind::OpenAi {
+            parsed.api_key.clone_from(&key.secret);
+        }
+    }
+    config.nodes.push(parsed);
+    walk.node_keys.push(path.to_owned());
+}
+
+/// A node by the ancestor's rule: `/v1` anywhere in the path speaks OpenAI. Only at the end can it be served.
+fn ancestors_node(url: &str) -> Result<NodeConfig, String> {
+    let node = NodeConfig::from_url(url)?;
+    if node.kind == NodeKind::Ollama && node.base_path.contains("/v1") {
+        return Err("has /v1 in its path, which makes it an OpenAI node, but does not end with it".to_owned());
+    }
+    Ok(node)
+}
+
+/// `max_concurrent_connections` is a preference there, never a wall; `limits: hard` makes it one here.
+fn slots(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config) {
+    let key = "max_concurrent_connections";
+    let node = take(top, env, walk, key);
+    let count = node.as_ref().and_then(|node| walk.scalar(key, node, whole_number));
+    if let Some(count) = count {
+        if count < 1 {
+            let place = node.as_ref().map_or(Place::Default, |node| node.place.clone());
+            walk.warn(&place, key, Some(&count.to_string()), "below 1 every node is always full; taken as 1");
+        }
+        let count = u64::try_from(count).unwrap_or(1).clamp(1, ours::SLOTS_MAX);
+        config.slots = SlotsConfig::Soft(u32::try_from(count).unwrap_or(1));
+    }
+    let mut hard = false;
+    top.set(walk, "limits", &mut hard, one_of(&[("hard", true), ("soft", false)]));
+    if let (true, SlotsConfig::Soft(count)) = (hard, config.slots) {
+        config.slots = SlotsConfig::Hard(count);
+    }
+}
+
+/// Reads a whole number as leniently as the ancestor: `4`, `"4"`, `2.0`.
+fn whole_number(scalar: &Scalar) -> Result<i64, String> {
+    let text = scalar.text.trim();
+    let plain =
+        text.split_once('.').map_or(text, |(whole, rest)| if rest.bytes().all(|b| b == b'0') { whole } else { text });
+    match plain.parse() {
+        Ok(number) if scalar.kind != Kind::Bool => Ok(number),
+        _ if text.is_empty() => Err("is empty; must be a whole number".to_owned()),
+        _ => Err("must be a whole number".to_owned()),
+    }
+}
+
+/// The router key: one spelling in the file, else its variables. Empty is never "off".
+fn router_key(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config) {
+    let mut given = Vec::new();
+    for name in ROUTER_KEYS {
+        given.extend(top.take(walk, name).map(|node| (name, node)));
+    }
+    for (name, node) in given.iter().skip(1) {
+        walk.mistake(&node.place, name, None, format!("`{}` is set too; they are one key", given[0].0));
+    }
+    let variable = |name: &str| {
+        let (variable, value) = env.iter().find(|(variable, _)| variable.to_uppercase() == name)?;
+        let place = Place::Variable(Arc::from(variable.as_str()));
+        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose }) })
+    };
+    let is_blank = |node: &Node| match &node.value {
+        Value::Null => true,
+        Value::Scalar(scalar) => scalar.text.is_empty(),
+        _ => false,
+    };
+    let first = given.into_iter().next();
+    let from_file = first.as_ref().map(|(name, node)| ((*name).to_owned(), node.clone()));
+    let from_env = ["NOMYO_ROUTER_ROUTER_API_KEY", "NOMYO_ROUTER_API_KEY"]
+        .map(|name| variable(name).map(|node| ("router_keys".to_owned(), node)));
+    let candidates: Vec<(String, Node)> = from_file.into_iter().chain(from_env.into_iter().flatten()).collect();
+    let chosen = candidates.iter().find(|(_, node)| !is_blank(node)).or_else(|| candidates.first());
+    let Some((name, node)) = chosen else { return };
+    if matches!(node.value, Value::Null) {
+        walk.warn(&node.place, name, None, "has no value: no key is asked for");
+        return;
+    }
+    if let Some(secret) = walk.secret(name, node) {
+        walk.set_place("router_keys[0]", &node.place);
+        config.router_keys = vec![RouterKey { name: "key1".to_owned(), secret: Secret(secret) }];
+    }
+}
