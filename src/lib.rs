@@ -26,6 +26,7 @@
 //! - **I11** SIGTERM loses nothing; SIGKILL at most one tick.
 //! - **I12** client gone means node told, whole, and not within 50 ms of the request.
 
+pub mod access;
 pub mod admin;
 pub mod clock;
 pub mod config;

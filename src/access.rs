@@ -1,0 +1,122 @@
+//! Access lines: what finished, written off the hot path through a bounded ring.
+//!
+//! Workers note outcomes that deserve a line (`log.access`); the control thread writes them. Full: the line is lost
+//! and counted. Must never hold a body, a key or a query string.
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::config::AccessLog;
+use crate::dialect::Route;
+use crate::sync::{AtomicU64, Ordering};
+use crate::usage::names::Names;
+use crate::usage::{Count, Ending, Outcome};
+
+/// Lines that wait to be written, at most.
+const LINES_MAX: usize = 4096;
+
+/// A wait that deserves a line under `errors`.
+const LONG_WAIT_US: u64 = 1_000_000;
+
+/// A request that deserves a line under `errors`.
+const LONG_REQUEST_US: u64 = 10_000_000;
+
+/// The ring of lines to write.
+#[derive(Debug)]
+pub struct Access {
+    mode: AccessLog,
+    lines: ArrayQueue<(Outcome, Route)>,
+    lost: AtomicU64,
+}
+
+impl Access {
+    /// An empty ring.
+    #[must_use]
+    pub fn new(mode: AccessLog) -> Self {
+        Self { mode, lines: ArrayQueue::new(LINES_MAX), lost: AtomicU64::new(0) }
+    }
+
+    /// Notes a finished request, if it deserves a line.
+    pub fn note(&self, outcome: &Outcome, route: Route) {
+        if deserves(self.mode, outcome) && self.lines.push((*outcome, route)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lines lost because the ring was full.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Writes what was noted; called by the control thread.
+    pub fn write(&self, names: &Names) {
+        while let Some((outcome, route)) = self.lines.pop() {
+            let (tokens, estimated) = match outcome.count {
+                Count::Exact(tokens) => (tokens, false),
+                Count::Estimated(tokens) => (tokens, true),
+                Count::Nothing => Default::default(),
+            };
+            tracing::info!(
+                target: "access",
+                route = ?route,
+                outcome = ?outcome.ending,
+                status = outcome.status,
+                node = %names.node_name(outcome.node),
+                model = %names.model_name(outcome.model),
+                key = %names.key_name(outcome.key),
+                tokens_in = tokens.input,
+                tokens_out = tokens.output,
+                estimated,
+                queue_ms = outcome.queue_us / 1000,
+                first_byte_ms = outcome.first_byte_us / 1000,
+                total_ms = outcome.total_us / 1000,
+                "request"
+            );
+        }
+    }
+}
+
+fn deserves(mode: AccessLog, outcome: &Outcome) -> bool {
+    match mode {
+        AccessLog::Off => false,
+        AccessLog::All => true,
+        AccessLog::Errors => {
+            outcome.ending != Ending::Completed || outcome.queue_us > LONG_WAIT_US || outcome.total_us > LONG_REQUEST_US
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
+
+    fn outcome(ending: Ending, queue_us: u64, total_us: u64) -> Outcome {
+        Outcome {
+            minute: UnixMinute(0),
+            node: NodeId(0),
+            model: ModelId(2),
+            key: KeyId::NONE,
+            ending,
+            status: 200,
+            count: Count::Nothing,
+            load_ns: 0,
+            prompt_eval_ns: 0,
+            eval_ns: 0,
+            queue_us,
+            first_byte_us: 0,
+            total_us,
+        }
+    }
+
+    #[test]
+    fn only_what_an_operator_looks_for_gets_a_line() {
+        let quick = outcome(Ending::Completed, 0, 1000);
+        assert!(!deserves(AccessLog::Errors, &quick));
+        assert!(deserves(AccessLog::All, &quick));
+        assert!(!deserves(AccessLog::Off, &outcome(Ending::ClientGone, 0, 0)));
+        assert!(deserves(AccessLog::Errors, &outcome(Ending::ClientGone, 0, 0)));
+        assert!(deserves(AccessLog::Errors, &outcome(Ending::Completed, 1_000_001, 0)));
+        assert!(deserves(AccessLog::Errors, &outcome(Ending::Completed, 0, 10_000_001)));
+    }
+}
