@@ -24,6 +24,8 @@ pub(super) fn parse(input: &[u8], to_head: bool) -> Result<Option<(Box<ResponseH
     let is_http11 = parsed.version == Some(1);
     let (framing, doubtful) = framing(status, &headers, to_head)?;
     let (says_close, says_keep) = connection(&headers);
+    // Chunks in HTTP/1.0 are out of order, so that a second answer is not to be trusted. Source: RFC 9112 §6.1.
+    let doubtful = doubtful || (!is_http11 && framing == Framing::Chunked);
     let close = doubtful || says_close || (!is_http11 && !says_keep) || framing == Framing::UntilClose;
     let keep_alive = keep_alive(&headers);
     Ok(Some((Box::new(ResponseHead { status, headers, framing, close, keep_alive }), length)))

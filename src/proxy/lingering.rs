@@ -232,3 +232,73 @@ impl<P: Held> Lingering<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENT: u64 = 1_000_000;
+    const GRACE: u64 = 300_000_000;
+
+    fn quiet() -> Facts {
+        Facts { sent_at_us: SENT, ended: false, broken: false, status: None, loaded: false, grace_us: GRACE }
+    }
+
+    #[test]
+    fn i12_a_cancel_waits_until_50_ms_after_the_request() {
+        assert_eq!(on_leave(Leave::Close, Some(SENT), false, SENT), Some(Mode::Linger));
+        assert_eq!(on_leave(Leave::Close, Some(SENT), true, SENT + 49_999), Some(Mode::Linger));
+        assert_eq!(on_leave(Leave::Close, Some(SENT), true, SENT + 50_000), None);
+        assert_eq!(judge(Mode::Linger, &quiet(), SENT + 49_999), Verdict::Keep);
+        assert_eq!(judge(Mode::Linger, &quiet(), SENT + 50_000), Verdict::Release);
+    }
+
+    #[test]
+    fn what_was_not_sent_whole_is_closed_at_once() {
+        for leave in [Leave::Close, Leave::Drain, Leave::Detach { streamed: true }] {
+            assert_eq!(on_leave(leave, None, false, SENT), None);
+        }
+    }
+
+    #[test]
+    fn an_ended_or_broken_answer_is_released_at_once() {
+        for mode in [Mode::Linger, Mode::Drain { since_us: SENT }] {
+            assert_eq!(judge(mode, &Facts { ended: true, ..quiet() }, SENT), Verdict::Release);
+            assert_eq!(judge(mode, &Facts { broken: true, ..quiet() }, SENT), Verdict::Release);
+        }
+    }
+
+    #[test]
+    fn a_drain_has_50_ms_from_the_leave() {
+        let left = SENT + 9_000_000;
+        let mode = on_leave(Leave::Drain, Some(SENT), true, left);
+        assert_eq!(mode, Some(Mode::Drain { since_us: left }));
+        let mode = mode.expect("drain");
+        assert_eq!(judge(mode, &quiet(), left + 49_999), Verdict::Keep);
+        assert_eq!(judge(mode, &quiet(), left + 50_000), Verdict::Release);
+    }
+
+    #[test]
+    fn only_a_load_without_an_answer_is_detached() {
+        let leave = Leave::Detach { streamed: true };
+        assert_eq!(on_leave(leave, Some(SENT), false, SENT + 60_000_000), Some(Mode::Detached { streamed: true }));
+        assert_eq!(on_leave(leave, Some(SENT), true, SENT + 60_000_000), None);
+        assert_eq!(on_leave(leave, Some(SENT), true, SENT), Some(Mode::Linger));
+    }
+
+    #[test]
+    fn a_detached_load_ends_by_answer_model_breakage_or_time() {
+        let judge = |streamed, facts: Facts, now| judge(Mode::Detached { streamed }, &facts, now);
+        for streamed in [true, false] {
+            assert_eq!(judge(streamed, quiet(), SENT + GRACE - 1), Verdict::Keep);
+            assert_eq!(judge(streamed, quiet(), SENT + GRACE), Verdict::Report(Detached::GaveUp));
+            let broken = Facts { broken: true, ..quiet() };
+            assert_eq!(judge(streamed, broken, SENT), Verdict::Report(Detached::Failed));
+            let answered = Facts { status: Some(StatusCode::OK), ended: true, loaded: true, ..quiet() };
+            assert_eq!(judge(streamed, answered, SENT), Verdict::Report(Detached::Answered(StatusCode::OK)));
+        }
+        let loaded = Facts { loaded: true, ..quiet() };
+        assert_eq!(judge(false, loaded, SENT), Verdict::Report(Detached::Loaded));
+        assert_eq!(judge(true, loaded, SENT), Verdict::Keep, "its first byte follows");
+    }
+}

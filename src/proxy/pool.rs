@@ -117,3 +117,98 @@ impl Life {
         (idle > 0).then_some(idle)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(2);
+
+    fn said(timeout_s: Option<u32>, max: Option<u32>) -> KeepAlive {
+        KeepAlive { timeout_s, max }
+    }
+
+    #[test]
+    fn the_warmest_comes_first_and_nodes_are_apart() {
+        let mut pool = Pool::new(8);
+        pool.put(NODE, 'a', 100);
+        pool.put(NODE, 'b', 100);
+        pool.put(NodeId(0), 'c', 100);
+        assert_eq!(pool.idle(), 3);
+        assert_eq!(pool.take(NODE, 99, |_| true), Some('b'));
+        assert_eq!(pool.take(NODE, 99, |_| true), Some('a'));
+        assert_eq!(pool.take(NODE, 99, |_| true), None);
+        assert_eq!(pool.take(NodeId(9), 99, |_| true), None);
+        assert_eq!(pool.take(NodeId(0), 99, |_| true), Some('c'));
+    }
+
+    #[test]
+    fn expired_and_dead_ones_are_dropped_on_the_way() {
+        let mut pool = Pool::new(8);
+        for (name, expires) in [('a', 200), ('b', 200), ('c', 100)] {
+            pool.put(NODE, name, expires);
+        }
+        assert_eq!(pool.take(NODE, 100, |&name| name != 'b'), Some('a'));
+        assert_eq!(pool.idle(), 0);
+    }
+
+    #[test]
+    fn it_keeps_no_more_than_its_bound() {
+        let mut pool = Pool::new(2);
+        for name in ['a', 'b', 'c'] {
+            pool.put(NODE, name, 100);
+        }
+        assert_eq!(pool.idle(), 2);
+        pool.put(NodeId(0), 'd', 100);
+        pool.clear(NODE);
+        assert_eq!(pool.idle(), 1);
+        pool.clear_all();
+        assert_eq!(pool.idle(), 0);
+    }
+
+    #[test]
+    fn a_sweep_drops_what_expired_or_died_and_looks_once_a_second() {
+        let mut pool = Pool::new(8);
+        for (name, expires) in [('a', 5000), ('b', 2000), ('c', 5000)] {
+            pool.put(NODE, name, expires);
+        }
+        pool.sweep(1999, |_| true);
+        assert_eq!(pool.idle(), 3);
+        pool.sweep(2000, |_| false);
+        assert_eq!(pool.idle(), 3, "within a second of the last look");
+        pool.sweep(2999, |&name| name != 'c');
+        assert_eq!(pool.idle(), 1);
+        assert_eq!(pool.take(NODE, 2999, |_| true), Some('a'));
+    }
+
+    #[test]
+    fn the_nodes_promise_is_kept_with_a_margin() {
+        let idle = |timeout_s| Life::default().answered(said(timeout_s, None), 60_000);
+        assert_eq!(idle(None), Some(60_000));
+        assert_eq!(idle(Some(5)), Some(4000));
+        assert_eq!(idle(Some(300)), Some(60_000));
+        assert_eq!(idle(Some(1)), None);
+        assert_eq!(idle(Some(0)), None);
+    }
+
+    #[test]
+    fn a_constant_max_ends_one_before_the_nodes_close() {
+        let mut life = Life::default();
+        let reusable = (1..=100).take_while(|_| life.answered(said(Some(5), Some(100)), 60_000).is_some()).count();
+        assert_eq!((reusable, life.served), (98, 99));
+    }
+
+    #[test]
+    fn a_falling_max_is_not_counted_twice() {
+        let mut life = Life::default();
+        let left = (0..=99).rev();
+        let reusable = left.take_while(|&max| life.answered(said(None, Some(max)), 60_000).is_some()).count();
+        assert_eq!(reusable, 97, "the first answer said 99 more");
+        // A connection whose answers start to say so only later.
+        let mut late = Life { served: 10, served_max: None };
+        assert!(late.answered(said(None, Some(5)), 60_000).is_some());
+        assert_eq!(late.served_max, Some(15));
+        assert_eq!(Life::default().answered(said(None, Some(1)), 60_000), None);
+        assert_eq!(Life::default().answered(said(None, Some(0)), 60_000), None);
+    }
+}
