@@ -3,15 +3,78 @@
 //!
 //! No other file names `std::sync::atomic`, `crossbeam`'s queues for waiters, `tokio::spawn` or `std::thread`
 //! (`tests/tidy.rs` checks it). Nothing here may block.
+//!
+//! Under `proxy_loom` everything compiles, but only loom models may run: loom's atomics panic outside of one.
+//! [`Arc`] stays std's under loom: loom's own can hold neither `str` nor stand behind `arc-swap`, and what it would add
+//! (leaks, order of the last drop) the models check by counting.
+
+pub use std::sync::Arc;
 
 #[cfg(not(proxy_loom))]
-pub use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+pub use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+
+#[cfg(proxy_loom)]
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 
 #[cfg(not(proxy_loom))]
-pub use {atomic_waker::AtomicWaker, crossbeam::queue::SegQueue};
+pub use crossbeam::queue::SegQueue;
+
+#[cfg(proxy_loom)]
+mod modelled;
+#[cfg(proxy_loom)]
+pub use modelled::{AtomicWaker, OneShot, SegQueue, Swapped};
+
+#[cfg(not(proxy_loom))]
+mod real;
+#[cfg(not(proxy_loom))]
+pub use real::{AtomicWaker, OneShot, Swapped};
+
+/// A number that decides nothing: rotation, order among equals, display.
+///
+/// Invariants: none; a lost or late update is harmless, which is why loads and stores are all Relaxed and why it is
+/// std's atomic under loom too (a model need not branch on it). Progress: wait-free.
+#[derive(Debug, Default)]
+pub struct Hint(std::sync::atomic::AtomicU64);
+
+impl Hint {
+    /// Starts at `value`.
+    #[must_use]
+    pub const fn new(value: u64) -> Self {
+        Self(std::sync::atomic::AtomicU64::new(value))
+    }
+
+    /// The value, perhaps an old one.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Adds one and loses it when another thread does the same at once: cheaper than a locked addition.
+    pub fn bump(&self) -> u64 {
+        let value = self.get();
+        self.set(value.wrapping_add(1));
+        value
+    }
+
+    /// Adds exactly.
+    pub fn add(&self, by: u64) {
+        self.0.fetch_add(by, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Subtracts exactly.
+    pub fn sub(&self, by: u64) {
+        self.0.fetch_sub(by, std::sync::atomic::Ordering::Relaxed);
+    }
+}
 
 /// Runs a task on this worker's own thread. It ends when the worker's runtime is dropped.
 #[expect(clippy::disallowed_methods, reason = "the one spawn of the data plane")]

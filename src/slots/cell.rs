@@ -1,29 +1,35 @@
 //! One word per (node, weights digest): in flight, limit and flags together, so that nothing tears.
 //!
-//! Layout of the word, low to high: `in_flight:24 | limit:24 | flags:16` with the flags
-//! SOFT (the limit is a preference), LOADING (a cold request of ours is on its way, nothing came back yet) and
-//! LOADED (the node has the weights in memory: a success of ours, or `/api/ps`).
-//! Whether the node itself takes work is the [`NodeWord`], shared by all cells of a node.
+//! Layout of the word, low to high: `in_flight:24 | limit:24 | flags:4 | generation:12` with the flags
+//! SOFT (the limit is a preference), LOADING (a cold request of ours is on its way, nothing came back yet),
+//! LOADED (the node has the weights in memory: a success of ours, or `/api/ps`) and RESIDENT (LOADED for good: no
+//! residency to speak of). The generation moves with every take. Whether the node itself takes work is the [`NodeWord`].
+//! Must not know names, health rules or HTTP, and never lock or allocate on the taken path.
 
+use crossbeam::utils::CachePadded;
+
+use crate::clock::Millis;
 use crate::ids::{CellId, NodeId};
-use crate::slots::Queue;
-use crate::sync::{Arc, AtomicU32, AtomicU64};
+use crate::slots::waiters::Granted;
+use crate::slots::{NodeWord, Queue, pairing_fence};
+use crate::sync::{Arc, AtomicU64, Hint, Ordering, Swapped};
 
-/// How many requests may run at once on one (node, weights).
+const COUNT_MAX: u64 = (1 << 24) - 1;
+const LIMIT_SHIFT: u32 = 24;
+const SOFT: u64 = 1 << 48;
+const LOADING: u64 = 1 << 49;
+const LOADED: u64 = 1 << 50;
+const RESIDENT: u64 = 1 << 51;
+/// One step of the generation; it wraps out of the top of the word.
+const GENERATION_ONE: u64 = 1 << 52;
+
+/// How many requests may run at once on one (node, weights). Counts above 16,777,215 mean that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Limit {
     /// A preference: exceeded when every loaded copy is at its own.
     Soft(u32),
     /// Never exceeded; what does not fit waits.
     Hard(u32),
-}
-
-/// Whether a node takes new work: up, not suspect, not draining. One word per node, shared by its cells.
-///
-/// Writers: the poller (health), workers (a refused connection), the control thread (suspect).
-#[derive(Debug)]
-pub struct NodeWord {
-    _word: AtomicU32,
 }
 
 /// What a take did.
@@ -50,7 +56,72 @@ pub struct CellView {
     pub open: bool,
 }
 
+/// A cell's word, read once.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading(u64);
+
+impl Reading {
+    pub(crate) fn is_loaded(self) -> bool {
+        self.0 & LOADED != 0
+    }
+
+    pub(crate) fn is_loading(self) -> bool {
+        self.0 & (LOADED | LOADING) == LOADING
+    }
+
+    pub(crate) fn is_warm(self) -> bool {
+        self.0 & (LOADED | LOADING) != 0
+    }
+
+    pub(crate) fn is_soft(self) -> bool {
+        self.0 & SOFT != 0
+    }
+
+    pub(crate) fn is_below_limit(self) -> bool {
+        below_limit(self.0)
+    }
+
+    pub(crate) fn is_idle(self) -> bool {
+        self.0 & COUNT_MAX == 0
+    }
+
+    /// Loaded before loading, then less in flight relative to the limit (products of two 24-bit numbers: no overflow).
+    pub(crate) fn is_better_than(self, other: Self) -> bool {
+        if self.is_loaded() != other.is_loaded() {
+            return self.is_loaded();
+        }
+        (self.0 & COUNT_MAX) * other.limit() < (other.0 & COUNT_MAX) * self.limit()
+    }
+
+    fn limit(self) -> u64 {
+        (self.0 >> LIMIT_SHIFT & COUNT_MAX).max(1)
+    }
+}
+
 /// The capacity word of one (node, weights digest).
+///
+/// Invariants
+/// 1. `in_flight` = slots held: taken by `try_take_*` or received in a hand-over, and not yet released.
+/// 2. No take raises `in_flight` above a hard limit; a hand-over leaves the count as it is, and happens only while the
+///    count is within the limit, so a lowered limit is reached by releases alone.
+/// 3. No hand-over to a waiter from a cell that is neither LOADED nor LOADING, or whose node is closed.
+/// 4. While a linked queue holds a waiter that this cell may serve and a slot of it can be taken, some thread is about to
+///    try: whoever made the waiter or the slot (see Orderings).
+/// 5. LOADING is set by exactly one cold take and cleared by exactly one of success, failure or expiry; each pair moves the
+///    node's `cold_loads` up and down once.
+///
+/// Orderings: a take is AcqRel (partner: the releasing `fetch_sub`, AcqRel, and every other change of the word); loads
+/// that only decide whether to try are Relaxed. Two `fence(SeqCst)` pair up for invariant 4: the one between *making
+/// capacity* (`release`, `set_limit`, `mark_loaded`, `NodeWord::set_*`, `link`) and *looking for waiters* in `offer`, and
+/// the one in `Waiting::poll_grant` between *being in the queue* and *trying the cells*. Each (cell, queue) pairs for
+/// itself, so several queues on one cell and several cells under one queue need nothing more. The fence has to be
+/// SeqCst: it orders a store before a load of another location, which nothing weaker does.
+///
+/// Progress: lock-free. A failed compare-exchange means another's success; `offer` goes round again only after it
+/// removed an entry or another thread claimed one.
+///
+/// Model: `slots::model`. Rejected: `fetch_add` and taking back on overflow, which refuses wrongly while another's doomed
+/// increment is visible and so loses admissions.
 #[derive(Debug)]
 pub struct Cell {
     /// This cell's place in the Snapshot's list.
@@ -59,7 +130,254 @@ pub struct Cell {
     pub node: NodeId,
     /// The node's own word.
     pub node_word: Arc<NodeWord>,
-    _word: crossbeam::utils::CachePadded<AtomicU64>,
+    word: CachePadded<AtomicU64>,
+    /// When the copy was last known to be loaded. A late reading only delays a `mark_unloaded` by one poll.
+    known_loaded: Hint,
+    /// When LOADING was set last; written before the flag, published by it.
+    loading_since: AtomicU64,
     /// The queues whose waiters this cell can serve (one, unless several names share the weights).
-    pub(crate) queues: arc_swap::ArcSwap<Vec<Arc<Queue>>>,
+    links: Swapped<Vec<Arc<Queue>>>,
+    /// Where the next round over the queues starts, so that none starves.
+    turn: Hint,
+}
+
+impl Cell {
+    /// A cell with nothing in flight, neither loaded nor loading, linked to no queue.
+    #[must_use]
+    pub fn new(id: CellId, node: NodeId, node_word: Arc<NodeWord>, limit: Limit) -> Self {
+        Self {
+            id,
+            node,
+            node_word,
+            word: CachePadded::new(AtomicU64::new(limit_bits(limit))),
+            known_loaded: Hint::default(),
+            loading_since: AtomicU64::new(0),
+            links: Swapped::new(Vec::new()),
+            turn: Hint::default(),
+        }
+    }
+
+    /// One reading.
+    #[must_use]
+    pub fn view(&self) -> CellView {
+        let word = self.word.load(Ordering::Acquire);
+        let count = |bits: u64| u32::try_from(bits & COUNT_MAX).unwrap_or(u32::MAX);
+        let limit = count(word >> LIMIT_SHIFT);
+        CellView {
+            in_flight: count(word),
+            limit: if word & SOFT != 0 { Limit::Soft(limit) } else { Limit::Hard(limit) },
+            loaded: word & LOADED != 0,
+            loading: word & LOADING != 0,
+            open: self.node_word.is_open(),
+        }
+    }
+
+    /// The word as it is, for decisions; stale at once.
+    #[must_use]
+    pub(crate) fn reading(&self) -> Reading {
+        Reading(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Takes a slot of a loaded or loading copy below its limit, on an open node.
+    #[must_use]
+    pub fn try_take_warm(&self) -> bool {
+        self.node_word.is_open() && self.take(0, |w| w & (LOADED | LOADING) != 0 && below_limit(w))
+    }
+
+    /// Takes the first slot of a copy that is neither loaded nor loading, and marks it LOADING in the same step; refused
+    /// above the limit, on a closed node, and on a recovering node that loads something already.
+    #[must_use]
+    pub fn try_take_cold(&self, now: Millis) -> bool {
+        let cold = |w: u64| w & (LOADED | LOADING) == 0 && below_limit(w);
+        if !cold(self.word.load(Ordering::Relaxed)) || !self.node_word.begin_cold() {
+            return false;
+        }
+        self.loading_since.store(now, Ordering::Relaxed);
+        let taken = self.take(LOADING, cold);
+        if !taken {
+            self.node_word.end_cold();
+        }
+        taken
+    }
+
+    /// Takes a slot of a loaded copy whose limit is soft, whatever the limit, on an open node.
+    #[must_use]
+    pub fn try_take_over(&self) -> bool {
+        self.node_word.is_open() && self.take(0, |w| w & (LOADED | SOFT) == LOADED | SOFT)
+    }
+
+    /// Takes a slot on an open node whatever limit and flags say: requests that name no known model.
+    #[must_use]
+    pub fn try_take_unbounded(&self) -> bool {
+        self.node_word.is_open() && self.take(0, |_| true)
+    }
+
+    /// The copy is loaded: a success of ours, or `/api/ps` shows it. Then serves waiters (all of them if the limit is soft).
+    pub fn mark_loaded(self: &Arc<Self>, now: Millis) {
+        self.known_loaded.set(now);
+        let mut word = self.word.load(Ordering::Relaxed);
+        // A permit in flight keeps LOADED from being cleared, so a success may trust this reading.
+        while word & (LOADED | LOADING) != LOADED {
+            let next = (word | LOADED) & !LOADING;
+            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    if word & LOADING != 0 {
+                        self.node_word.end_cold();
+                    }
+                    return self.offer();
+                }
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Loaded for good: OpenAI-compatible nodes and remote stubs have no residency. Then serves waiters.
+    pub fn mark_resident(self: &Arc<Self>) {
+        let before = self.word.fetch_or(RESIDENT | LOADED, Ordering::AcqRel);
+        if before & LOADED == 0 {
+            self.offer();
+        }
+    }
+
+    /// The load failed, was given up, or took too long: no longer LOADING. No effect unless it was.
+    pub fn mark_load_failed(&self) {
+        let before = self.word.fetch_and(!LOADING, Ordering::AcqRel);
+        if before & LOADING != 0 {
+            self.node_word.end_cold();
+        }
+    }
+
+    /// `/api/ps`, asked at `asked_at`, does not show the copy: no longer LOADED, unless it was known to be loaded since,
+    /// something is in flight, or the copy is resident for good.
+    pub fn mark_unloaded(&self, asked_at: Millis) {
+        let mut word = self.word.load(Ordering::Acquire);
+        // The word is read before `known_loaded`: a request that came, succeeded and went in between moved the generation.
+        while word & (LOADED | RESIDENT) == LOADED && word & COUNT_MAX == 0 && self.known_loaded.get() < asked_at {
+            match self.word.compare_exchange_weak(word, word & !LOADED, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Since when the copy is loading, if it is.
+    #[must_use]
+    pub fn loading_since(&self) -> Option<Millis> {
+        let word = self.word.load(Ordering::Acquire);
+        (word & LOADING != 0).then(|| self.loading_since.load(Ordering::Relaxed))
+    }
+
+    /// Ends a load that has been under way for `grace` or longer; the control thread calls it.
+    pub fn expire_load(&self, now: Millis, grace: Millis) {
+        if self.loading_since().is_some_and(|since| now.saturating_sub(since) >= grace) {
+            self.mark_load_failed();
+        }
+    }
+
+    /// Changes the limit, then offers what it freed. What is in flight above a lowered limit stays until released.
+    pub fn set_limit(self: &Arc<Self>, limit: Limit) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let next = word & !(COUNT_MAX << LIMIT_SHIFT | SOFT) | limit_bits(limit);
+            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return self.offer(),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Lets this cell serve the waiters of `queue`, then offers. No effect if it does already. Written by the poller alone;
+    /// link only queues of names that may be sent to this node.
+    pub fn link(self: &Arc<Self>, queue: Arc<Queue>) {
+        if !self.links.load().iter().any(|q| Arc::ptr_eq(q, &queue)) {
+            self.links.update(|links| links.iter().chain([&queue]).cloned().collect());
+            self.offer();
+        }
+    }
+
+    /// The name is gone from this node: its waiters get no further slot of this cell.
+    pub fn unlink(&self, queue: &Arc<Queue>) {
+        if self.links.load().iter().any(|q| Arc::ptr_eq(q, queue)) {
+            self.links.update(|links| links.iter().filter(|q| !Arc::ptr_eq(q, queue)).cloned().collect());
+        }
+    }
+
+    /// The queues this cell can serve.
+    #[must_use]
+    pub fn links(&self) -> Vec<Arc<Queue>> {
+        self.links.load().to_vec()
+    }
+
+    /// Capacity appeared without a release: while someone waits and a slot can be taken, grants it.
+    pub fn offer(self: &Arc<Self>) {
+        pairing_fence();
+        while self.is_wanted() && (self.try_take_warm() || self.try_take_over()) {
+            if !self.hand_over(&Granted::Warm(Arc::clone(self))) {
+                self.give_back();
+                pairing_fence();
+            }
+        }
+    }
+
+    /// Gives back one held slot: to a waiter if this cell may serve one, else to the count.
+    pub fn release(self: &Arc<Self>) {
+        if self.is_wanted() && self.may_hand_over() && self.hand_over(&Granted::Warm(Arc::clone(self))) {
+            return;
+        }
+        self.give_back();
+        self.offer();
+    }
+
+    /// Some linked queue holds a waiter this cell may serve (cancelled entries of a tail count until they are popped).
+    fn is_wanted(&self) -> bool {
+        self.links.load().iter().any(|queue| queue.wants(self))
+    }
+
+    fn may_hand_over(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        let within = word & COUNT_MAX <= word >> LIMIT_SHIFT & COUNT_MAX;
+        let serves = if word & SOFT != 0 { within || word & LOADED != 0 } else { within };
+        serves && word & (LOADED | LOADING) != 0 && self.node_word.is_open()
+    }
+
+    /// Passes a held slot to the first waiter of a linked queue that takes it.
+    fn hand_over(self: &Arc<Self>, slot: &Granted) -> bool {
+        let links = self.links.load();
+        let start = if links.len() > 1 { usize::try_from(self.turn.bump()).unwrap_or(0) % links.len() } else { 0 };
+        links.iter().cycle().skip(start).take(links.len()).any(|queue| queue.serve(self, slot))
+    }
+
+    /// Gives a held slot back to the count without looking for waiters.
+    pub(crate) fn give_back(&self) {
+        let before = self.word.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before & COUNT_MAX > 0, "a slot is released once");
+        self.node_word.work_hint().sub(1);
+    }
+
+    fn take(&self, flags: u64, may: impl Fn(u64) -> bool) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while may(word) && word & COUNT_MAX < COUNT_MAX {
+            let next = (word + 1).wrapping_add(GENERATION_ONE) | flags;
+            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.node_word.work_hint().add(1);
+                    return true;
+                }
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+}
+
+fn below_limit(word: u64) -> bool {
+    word & COUNT_MAX < word >> LIMIT_SHIFT & COUNT_MAX
+}
+
+fn limit_bits(limit: Limit) -> u64 {
+    let (count, soft) = match limit {
+        Limit::Soft(count) => (count, SOFT),
+        Limit::Hard(count) => (count, 0),
+    };
+    u64::from(count).min(COUNT_MAX) << LIMIT_SHIFT | soft
 }

@@ -1,0 +1,123 @@
+//! Starting a further copy of a model, and what the control thread does for waiters.
+//!
+//! A load costs seconds to minutes of a GPU, so it is decided in one compare-exchange on the model's word and one on the
+//! cell's. Called by `pick` on workers and by [`serve_waiting`] on the control thread.
+
+use crate::clock::Millis;
+use crate::config::NodeKind;
+use crate::fleet::{Candidate, Model, Snapshot};
+use crate::slots::{Granted, Load, Wants};
+use crate::sync::Arc;
+
+use super::{Ask, Choice, best, has_room, reading_of, rotated, took, wait_or_none};
+
+/// Starts a copy for this request if the rules allow one now: order 3. The slot is taken, the cell LOADING.
+pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
+    let serves = |c: &&Candidate| ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
+    let warm = model.candidates.iter().filter(serves).any(|c| reading_of(c).is_warm());
+    if warm {
+        if !ask.is_retry() {
+            model.word.note_full(ask.now);
+        }
+        if model.word.full_for(ask.now) < ask.spill_after {
+            return None;
+        }
+    }
+    if model.word.loading().is_some_and(|load| !end_if_over(model, load)) {
+        return None;
+    }
+    let candidate = coldest(snapshot, model, ask)?;
+    let cell = &model.candidates[candidate].pair.cell;
+    if !model.word.try_begin_load(cell.node, ask.now) {
+        return None;
+    }
+    if !cell.try_take_cold(ask.now) {
+        model.word.end_load(cell.node);
+        return None;
+    }
+    model.word.confirm_load(cell.node);
+    Some(candidate)
+}
+
+/// The node with the least work that has the model on disk and may load it now; ties rotate.
+fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
+    let may_load = |c: &Candidate| {
+        let reading = reading_of(c);
+        !reading.is_warm()
+            && reading.is_below_limit()
+            && ask.admits(snapshot, c)
+            && c.pair.cell.node_word.may_begin_cold()
+    };
+    let (start, count) = (rotated(model), model.candidates.len());
+    (0..count)
+        .map(|i| (start + i) % count)
+        .filter(|&i| may_load(&model.candidates[i]))
+        .min_by_key(|&i| model.candidates[i].pair.cell.node_word.work())
+}
+
+/// Ends a load whose cell is no longer LOADING (it succeeded, failed or expired under another name or by `/api/ps`), or
+/// whose node takes no work any more: a node that hangs must not keep the model from coming up elsewhere.
+fn end_if_over(model: &Model, load: Load) -> bool {
+    let over = match model.candidates.iter().find(|c| c.node == load.node) {
+        None => true,
+        Some(c) => !c.pair.cell.node_word.is_open() || load.confirmed && !c.pair.cell.reading().is_loading(),
+    };
+    if over {
+        model.word.end_load(load.node);
+    }
+    over
+}
+
+/// For a model with waiters, each 50 ms, on the control thread: refuses those that nothing can serve any more, offers
+/// what is free, and starts a copy for the first waiter that may use it when `pick` would start one.
+pub fn serve_waiting(snapshot: &Snapshot, model: &Model, now: Millis, spill_after: Millis) {
+    if model.queue.is_empty() {
+        return;
+    }
+    refuse_hopeless(snapshot, model);
+    model.candidates.iter().for_each(|c| c.pair.cell.offer());
+    let ask = |wants: &Wants| start_for_waiter(snapshot, model, wants, now, spill_after);
+    if model.queue.has_natives() && is_mixed(model) {
+        ask(&Wants { native: true, ..Wants::ANY });
+    }
+    ask(&Wants::ANY);
+    model.queue.retries().iter().for_each(ask);
+}
+
+/// Starts a copy as [`start`] does for a new request with these wants, and grants its first slot.
+fn start_for_waiter(snapshot: &Snapshot, model: &Model, wants: &Wants, now: Millis, spill_after: Millis) {
+    let ask = Ask { native: wants.native, tried: &wants.tried, now, spill_after };
+    if model.queue.is_empty() {
+        return;
+    }
+    if let Some(room) = best(snapshot, model, &ask, 0, has_room) {
+        took(model, room);
+        return;
+    }
+    let Some(candidate) = start(snapshot, model, &ask) else { return };
+    let pair = &model.candidates[candidate].pair;
+    let slot = Granted::Cold(Arc::clone(pair));
+    if model.queue.serve(&pair.cell, &slot) {
+        pair.cell.offer();
+    } else {
+        slot.undo();
+    }
+}
+
+fn refuse_hopeless(snapshot: &Snapshot, model: &Model) {
+    let hopeless = |wants: &Wants| {
+        let ask = Ask { native: wants.native, tried: &wants.tried, now: 0, spill_after: 0 };
+        wait_or_none(snapshot, model, &ask) == Choice::NoNode
+    };
+    if hopeless(&Wants::ANY) {
+        return model.queue.refuse_all();
+    }
+    if model.queue.has_natives() && hopeless(&Wants { native: true, ..Wants::ANY }) {
+        model.queue.set_tail_aside();
+    }
+    model.queue.refuse_at_head(&hopeless);
+}
+
+fn is_mixed(model: &Model) -> bool {
+    model.candidates.iter().any(|c| c.kind == NodeKind::OpenAi)
+}

@@ -1,0 +1,179 @@
+//! The word of a node: does it take new work, is it back since a moment, how many cold loads run on it.
+//!
+//! Written by the poller (health), workers (a refused connection) and the control thread (suspect, drain); read at
+//! every take. Must not know why a node is in its state.
+
+use crossbeam::utils::CachePadded;
+
+use crate::sync::{AtomicU32, Hint, Ordering};
+
+const UP: u32 = 1;
+const SUSPECT: u32 = 1 << 1;
+const DRAINING: u32 = 1 << 2;
+const RECOVERING: u32 = 1 << 3;
+/// One cold load; the count sits above the flags.
+const COLD_ONE: u32 = 1 << 8;
+
+/// Whether a node takes new work: up, not suspect, not draining. One word per node, shared by its cells.
+///
+/// - Invariants: `cold_loads` = cells of this node that are LOADING by a request of ours, plus takes under way; a
+///   RECOVERING node starts no second one.
+/// - Orderings: writes are AcqRel; whoever *opens* a node calls `Cell::offer` on its cells afterwards, whose
+///   `fence(SeqCst)` pairs with the one in `Cell::release` and in `Waiting::poll_grant`, so that either the offer sees
+///   the waiter and the free slot, or they see the open node.
+/// - Progress: lock-free; reads are wait-free.
+/// - Model: `slots::model::node_reopens_while_a_slot_is_released`.
+#[derive(Debug)]
+pub struct NodeWord {
+    word: CachePadded<AtomicU32>,
+    /// Slots held on this node, all cells together. Orders candidates, decides nothing: a hint on a line of its own,
+    /// so that the flags above stay shared by all cores while it moves.
+    work: CachePadded<Hint>,
+    /// Times this node was chosen for a request of no known model: order among equals.
+    chosen: Hint,
+    v1_only: bool,
+}
+
+impl NodeWord {
+    /// A node that is down and speaks Ollama's API.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            word: CachePadded::new(AtomicU32::new(0)),
+            work: CachePadded::new(Hint::default()),
+            chosen: Hint::default(),
+            v1_only: false,
+        }
+    }
+
+    /// A node that is down and serves `/v1` alone (`NodeKind::OpenAi`): waiters of native routes never get its slots.
+    #[must_use]
+    pub fn v1_only() -> Self {
+        Self { v1_only: true, ..Self::new() }
+    }
+
+    /// Serves `/v1` alone.
+    #[must_use]
+    pub fn is_v1_only(&self) -> bool {
+        self.v1_only
+    }
+
+    /// Takes new work: up, neither suspect nor draining.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.word.load(Ordering::Acquire) & (UP | SUSPECT | DRAINING) == UP
+    }
+
+    /// Up, as health and workers say; newer than the Snapshot, never older.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.word.load(Ordering::Acquire) & UP != 0
+    }
+
+    /// Up and, though perhaps suspect, not draining: a request may wait for it.
+    #[must_use]
+    pub fn may_serve_later(&self) -> bool {
+        self.word.load(Ordering::Acquire) & (UP | DRAINING) == UP
+    }
+
+    /// Requests of this node hang.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.word.load(Ordering::Acquire) & SUSPECT != 0
+    }
+
+    /// Taken out by its operator.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.word.load(Ordering::Acquire) & DRAINING != 0
+    }
+
+    /// Has just come back: one cold load at a time.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        self.word.load(Ordering::Acquire) & RECOVERING != 0
+    }
+
+    /// Up or down. Whoever sets it up then offers the node's cells.
+    pub fn set_up(&self, on: bool) {
+        self.set(UP, on);
+    }
+
+    /// Suspect or not. Whoever clears it then offers the node's cells.
+    pub fn set_suspect(&self, on: bool) {
+        self.set(SUSPECT, on);
+    }
+
+    /// Draining or not. Whoever clears it then offers the node's cells.
+    pub fn set_draining(&self, on: bool) {
+        self.set(DRAINING, on);
+    }
+
+    /// Just come back (one cold load at a time), or settled again.
+    pub fn set_recovering(&self, on: bool) {
+        self.set(RECOVERING, on);
+    }
+
+    /// Cold loads of ours under way on this node.
+    #[must_use]
+    pub fn cold_loads(&self) -> u32 {
+        self.word.load(Ordering::Acquire) / COLD_ONE
+    }
+
+    /// Slots held on this node now, roughly.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.work.get()
+    }
+
+    pub(crate) fn work_hint(&self) -> &Hint {
+        &self.work
+    }
+
+    pub(crate) fn chosen_hint(&self) -> &Hint {
+        &self.chosen
+    }
+
+    /// A cold load could begin.
+    pub(crate) fn may_begin_cold(&self) -> bool {
+        may_begin_cold(self.word.load(Ordering::Acquire))
+    }
+
+    /// Counts a cold load, unless the node is closed, or recovering with one under way.
+    pub(crate) fn begin_cold(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if !may_begin_cold(word) {
+                return false;
+            }
+            match self.word.compare_exchange_weak(word, word + COLD_ONE, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Ends what [`Self::begin_cold`] counted.
+    pub(crate) fn end_cold(&self) {
+        let before = self.word.fetch_sub(COLD_ONE, Ordering::AcqRel);
+        debug_assert!(before >= COLD_ONE, "a cold load ends once");
+    }
+
+    fn set(&self, flag: u32, on: bool) {
+        if on {
+            self.word.fetch_or(flag, Ordering::AcqRel);
+        } else {
+            self.word.fetch_and(!flag, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Default for NodeWord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn may_begin_cold(word: u32) -> bool {
+    word & (UP | SUSPECT | DRAINING) == UP && (word & RECOVERING == 0 || word < COLD_ONE)
+}
