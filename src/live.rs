@@ -1,6 +1,6 @@
 //! Whole states to many readers: the newest on connecting, each change after that, none waited for.
 //!
-//! The control thread publishes (at most 20 times a second); `front` serves an [`Events`] body to each reader, on
+//! The control thread publishes (at most 20 times a second); `front` serves an [`EventStream`] body to each reader, on
 //! whatever worker its connection lives. A publication costs the same whether readers are quick, slow or stuck (I10):
 //! the states on their way are shared, and a reader that falls more than [`BACKLOG`] of them behind is told so and goes
 //! on with the newest. Must never be called by a worker on a request's way: its channel locks.
@@ -77,21 +77,21 @@ impl Live {
 
     /// A new reader; its first event is the newest published, if there is one.
     #[must_use]
-    pub fn subscribe(&self) -> Events {
+    pub fn subscribe(&self) -> EventStream {
         self.reader(|| self.newest.load().as_deref().cloned())
     }
 
     /// A new reader whose first event is `state`, taken now by whoever subscribes.
     #[must_use]
-    pub fn subscribe_from(&self, state: &[u8]) -> Events {
+    pub fn subscribe_from(&self, state: &[u8]) -> EventStream {
         self.reader(|| Some(framed(state)))
     }
 
     /// Joins first and looks after: what is published between the two is seen twice rather than missed.
-    fn reader(&self, first: impl FnOnce() -> Option<Bytes>) -> Events {
+    fn reader(&self, first: impl FnOnce() -> Option<Bytes>) -> EventStream {
         let receiver = self.sender.load().as_deref().map(Sender::subscribe);
         let open = receiver.is_some();
-        Events {
+        EventStream {
             next: receiver.map(receive),
             ready: if open { first().into_iter().collect() } else { VecDeque::new() },
             last: Bytes::new(),
@@ -136,16 +136,16 @@ fn receive(mut receiver: Receiver<Bytes>) -> Receiving {
 /// One reader's stream of server-sent events, as a response body: one frame per event.
 ///
 /// Dropping it (the client left) is all it takes to leave.
-pub struct Events {
+pub struct EventStream {
     /// The next event's arrival; `None` once the place is closed.
     next: Option<Receiving>,
-    /// Events that go out before any other.
+    /// EventStream that go out before any other.
     ready: VecDeque<Bytes>,
     /// The state sent last, which is not sent again.
     last: Bytes,
 }
 
-impl Events {
+impl EventStream {
     /// The next frame, `None` at the end.
     ///
     /// Cancel safe: what was not returned is returned next time.
@@ -186,7 +186,7 @@ impl Events {
     }
 }
 
-impl Body for Events {
+impl Body for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -196,9 +196,9 @@ impl Body for Events {
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for EventStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("ready", &self.ready.len()).finish_non_exhaustive()
+        f.debug_struct("EventStream").field("ready", &self.ready.len()).finish_non_exhaustive()
     }
 }
 
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     /// Everything that can be read now; the flag says that the stream has ended.
-    fn drain(events: &mut Events) -> (Vec<String>, bool) {
+    fn drain(events: &mut EventStream) -> (Vec<String>, bool) {
         let mut cx = Context::from_waker(Waker::noop());
         let mut seen = Vec::new();
         loop {

@@ -1,0 +1,156 @@
+//! Is it alive, is it ready, which nodes can serve: for load balancers, orchestrators and people.
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::monitor::parameter;
+use super::reading::{self, NodeReading};
+use super::{Answer, JSON};
+use crate::shared::{Phase, Shared};
+use crate::usage::answers::{Health, StoreState};
+
+/// `GET /herdgate/live`: the process runs.
+#[must_use]
+pub fn live() -> Answer {
+    Answer::text(StatusCode::OK, "live\n")
+}
+
+/// `GET /herdgate/ready`: the first poll is done, and the process is not leaving.
+#[must_use]
+pub fn ready(shared: &Shared) -> Answer {
+    readiness(shared.phase(), shared.fleet.snapshot.load().ready)
+}
+
+fn readiness(phase: Phase, polled: bool) -> Answer {
+    if phase > Phase::Running {
+        Answer::text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if polled {
+        Answer::text(StatusCode::OK, "ready\n")
+    } else {
+        Answer::text(StatusCode::SERVICE_UNAVAILABLE, "first poll\n")
+    }
+}
+
+/// `GET /health`: 200 while at least one node can serve; with `?strict` only while every node can.
+///
+/// In the form that the ancestor documents, with the ledger's state added.
+#[must_use]
+pub fn health(shared: &Shared, query: Option<&str>) -> Answer {
+    let strict = query.and_then(|query| parameter(query, "strict")).is_some_and(|value| !is_no(&value));
+    report(&reading::nodes(shared), &shared.ledger.health(), shared.clock.now(), strict)
+}
+
+/// `?strict`, `?strict=1`, `?strict=true` say yes.
+fn is_no(value: &str) -> bool {
+    matches!(value, "0" | "false" | "no" | "off")
+}
+
+fn report(nodes: &[NodeReading], ledger: &Health, now: u64, strict: bool) -> Answer {
+    let able = nodes.iter().filter(|node| node.trouble().is_none()).count();
+    let well = if strict { able == nodes.len() } else { able > 0 };
+    let endpoints: Map<String, Value> = nodes.iter().map(|node| (node.name.to_string(), node_state(node))).collect();
+    let body = json!({
+        "status": if well { "ok" } else { "error" },
+        "endpoints": endpoints,
+        "ledger": ledger_state(ledger, now),
+    });
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Answer { status, content_type: JSON, body: body.to_string().into() }
+}
+
+fn node_state(node: &NodeReading) -> Value {
+    match node.trouble() {
+        None => json!({ "status": "ok", "version": node.version() }),
+        Some(trouble) => json!({ "status": "error", "detail": trouble }),
+    }
+}
+
+/// A ledger in memory serves on, so it never makes the whole unwell: it is for whoever reads the report.
+fn ledger_state(ledger: &Health, now: u64) -> Value {
+    let detail = match ledger.store {
+        StoreState::Open => return json!({ "status": "ok" }),
+        StoreState::Absent => "in memory: the store cannot be had",
+        StoreState::Failing => "in memory: the store cannot be written",
+    };
+    let detail = match &ledger.last_error {
+        Some(why) => format!("{detail}: {why}"),
+        None => detail.to_owned(),
+    };
+    json!({ "status": "error", "detail": detail, "unwritten_ms": ledger.unwritten_age(now) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::reading::tests::node;
+
+    fn parsed(answer: &Answer) -> Value {
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    fn open_store() -> Health {
+        Health { store: StoreState::Open, ..Health::default() }
+    }
+
+    #[test]
+    fn healthy_while_one_node_can_serve() {
+        let nodes = [node("a", true), node("b", false)];
+        let answer = report(&nodes, &open_store(), 0, false);
+        assert_eq!(answer.status, StatusCode::OK);
+        let text = r#"{"status":"ok","endpoints":{"a":{"status":"ok","version":"0.12.0"},"b":{"status":"error","detail":"connection refused"}},"ledger":{"status":"ok"}}"#;
+        assert_eq!(answer.body, text);
+    }
+
+    #[test]
+    fn strict_wants_every_node() {
+        let nodes = [node("a", true), node("b", false)];
+        let answer = report(&nodes, &open_store(), 0, true);
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(parsed(&answer)["status"], "error");
+        assert_eq!(report(&nodes[..1], &open_store(), 0, true).status, StatusCode::OK);
+    }
+
+    #[test]
+    fn unhealthy_when_no_node_can_serve() {
+        let mut suspect = node("a", true);
+        suspect.open = false;
+        suspect.cause = "no byte for 120 s".into();
+        let answer = report(&[suspect, node("b", false)], &open_store(), 0, false);
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(parsed(&answer)["endpoints"]["a"]["detail"], "no byte for 120 s");
+        assert_eq!(report(&[], &open_store(), 0, false).status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[test]
+    fn the_ledgers_state_is_told_and_does_not_decide() {
+        let ledger = Health {
+            store: StoreState::Failing,
+            oldest_unwritten: Some(100),
+            last_error: Some("no space left on device".into()),
+            ..Health::default()
+        };
+        let answer = report(&[node("a", true)], &ledger, 1600, false);
+        assert_eq!(answer.status, StatusCode::OK);
+        let ledger = &parsed(&answer)["ledger"];
+        assert_eq!(ledger["unwritten_ms"], 1500);
+        assert_eq!(ledger["detail"], "in memory: the store cannot be written: no space left on device");
+    }
+
+    #[test]
+    fn ready_between_the_first_poll_and_the_signal() {
+        assert_eq!(readiness(Phase::Running, false).status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(readiness(Phase::Running, true).status, StatusCode::OK);
+        for phase in [Phase::Leaving, Phase::Draining, Phase::Ending] {
+            assert_eq!(readiness(phase, true).status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+
+    #[test]
+    fn strict_is_a_flag() {
+        for (query, strict) in [("strict", true), ("strict=1", true), ("a=b&strict=true", true), ("strict=0", false)] {
+            let value = parameter(query, "strict").unwrap();
+            assert_eq!(!is_no(&value), strict, "{query}");
+        }
+        assert_eq!(parameter("restrict=1", "strict"), None);
+    }
+}
