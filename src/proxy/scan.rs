@@ -5,10 +5,20 @@
 //! node unchanged, which words the error), recurse, allocate for anything but an escaped name, or change a byte.
 //! Source: decisions 1 and 2; `ollama-api.md` §1.1, §3, §8.1, §9.2; Go's `encoding/json`.
 
+mod json;
+mod multipart;
+mod read;
+mod text;
+mod zstd;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::dialect::Route;
+
+pub use multipart::multipart_model;
+pub use read::scan;
+pub use zstd::{DECODED_BYTES_MAX, WINDOW_BYTES_MAX, zstd};
 
 /// Why a body tells us nothing. The node words the error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +63,10 @@ impl RunnerOptions {
     pub const fn has(self, at: usize) -> bool {
         self.0 >> at & 1 == 1
     }
+
+    fn set(&mut self, at: usize, named: bool) {
+        self.0 = self.0 & !(1 << at) | u8::from(named) << at;
+    }
 }
 
 /// What a body says, as far as routing and accounting ask. Everything is at its default when `error` is set.
@@ -83,6 +97,8 @@ pub struct Scan<'a> {
     pub object_end: usize,
     /// The object has members (so that a further one needs a comma).
     pub has_members: bool,
+    /// `stream_options` has a type that no node takes.
+    pub(super) usage_odd: bool,
     /// Nothing could be read; forward as it is.
     pub error: Option<Unparseable>,
 }
@@ -104,6 +120,7 @@ impl<'a> Scan<'a> {
             exact_case: true,
             object_end: 0,
             has_members: false,
+            usage_odd: false,
             error: None,
         }
     }
@@ -122,26 +139,4 @@ impl<'a> Scan<'a> {
             && self.prompt_or_messages_empty
             && self.keep_alive == KeepAlive::Zero
     }
-}
-
-/// Reads a body.
-#[must_use]
-pub fn scan(body: &[u8], route: Route) -> Scan<'_> {
-    let _ = body;
-    Scan { error: Some(Unparseable::Syntax), ..Scan::empty(route) }
-}
-
-/// A copy of a `Content-Encoding: zstd` body, decoded, for scanning only. `None` when it is not zstd or exceeds
-/// Ollama's limits (20 MiB, window 8 MiB): the node refuses it in its own words.
-#[must_use]
-pub fn zstd(body: &[u8]) -> Option<Vec<u8>> {
-    let _ = body;
-    None
-}
-
-/// The form field `model` of a multipart body, or of the part of it that is at hand.
-#[must_use]
-pub fn multipart_model<'a>(body: &'a [u8], content_type: &str) -> Option<Cow<'a, str>> {
-    let _ = (body, content_type);
-    None
 }

@@ -1,0 +1,102 @@
+//! Finds the model in a multipart form, wherever the file stands.
+//!
+//! Called by proxy for `/v1/audio/transcriptions`. Must never look into a file part.
+//! Source: `ollama-api.md` §4.6, trap 27.
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+
+/// The form field `model` of a multipart body, or of as much of it as is at hand (`None`: not there, or not there yet).
+#[must_use]
+pub fn multipart_model<'a>(body: &'a [u8], content_type: &str) -> Option<Cow<'a, str>> {
+    let (kind, parameters) = content_type.split_once(';')?;
+    if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
+        return None;
+    }
+    let boundary = parameter(parameters, "boundary").filter(|boundary| !boundary.is_empty())?;
+    let delimiter = [b"\n--", boundary.as_bytes()].concat();
+    let finder = memmem::Finder::new(&delimiter);
+    // The first delimiter may be the body's first line.
+    let mut rest = match body.strip_prefix(&delimiter[1..]) {
+        Some(rest) => rest,
+        None => body.get(finder.find(body)? + delimiter.len()..)?,
+    };
+    loop {
+        let line_end = memchr::memchr(b'\n', rest)?;
+        // `--` ends the form; anything but white space means that this was no delimiter.
+        if !rest.get(..line_end)?.iter().all(u8::is_ascii_whitespace) {
+            return None;
+        }
+        let (headers, content) = split_head(rest.get(line_end + 1..)?)?;
+        // A part without content has its delimiter right after the blank line, whose newline is then the delimiter's.
+        let before = content.len() + 1;
+        let content_and_newline = rest.get(rest.len().checked_sub(before)?..)?;
+        let end = finder.find(content_and_newline)?;
+        if disposition(headers).is_some_and(|disposition| is_field_model(&disposition)) {
+            let value = content.get(..end.saturating_sub(1)).unwrap_or_default();
+            return Some(String::from_utf8_lossy(value.strip_suffix(b"\r").unwrap_or(value)));
+        }
+        rest = content_and_newline.get(end + delimiter.len()..)?;
+    }
+}
+
+/// A part's header lines and what follows the blank line.
+fn split_head(part: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut at = 0;
+    loop {
+        let line_end = at + memchr::memchr(b'\n', part.get(at..)?)?;
+        if part.get(at..line_end)?.iter().all(|&byte| byte == b'\r') {
+            return Some((part.get(..at)?, part.get(line_end + 1..)?));
+        }
+        at = line_end + 1;
+    }
+}
+
+fn disposition(headers: &[u8]) -> Option<Cow<'_, str>> {
+    headers.split(|&byte| byte == b'\n').find_map(|line| {
+        let colon = memchr::memchr(b':', line)?;
+        let name = line.get(..colon)?.trim_ascii();
+        name.eq_ignore_ascii_case(b"content-disposition").then(|| String::from_utf8_lossy(&line[colon + 1..]))
+    })
+}
+
+fn is_field_model(disposition: &str) -> bool {
+    let Some((kind, parameters)) = disposition.split_once(';') else { return false };
+    kind.trim().eq_ignore_ascii_case("form-data")
+        && parameter(parameters, "name").as_deref() == Some("model")
+        && parameter(parameters, "filename").is_none_or(|name| name.is_empty())
+}
+
+/// The value of one `; name=value` parameter, quoted or not.
+fn parameter(parameters: &str, wanted: &str) -> Option<String> {
+    let mut rest = parameters;
+    loop {
+        let (name, after) = rest.split_once('=')?;
+        let after = after.trim_start();
+        let (value, remaining) = match after.strip_prefix('"') {
+            Some(quoted) => quoted_string(quoted)?,
+            None => {
+                let end = after.find(';').unwrap_or(after.len());
+                (after[..end].trim().to_owned(), &after[end..])
+            }
+        };
+        if name.trim().trim_start_matches(';').trim().eq_ignore_ascii_case(wanted) {
+            return Some(value);
+        }
+        rest = remaining.trim_start().trim_start_matches(';');
+    }
+}
+
+/// What stands before the closing quote, and what follows it.
+fn quoted_string(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    loop {
+        match chars.next()? {
+            (at, '"') => return Some((value, &text[at + 1..])),
+            (_, '\\') => value.push(chars.next()?.1),
+            (_, c) => value.push(c),
+        }
+    }
+}
