@@ -15,6 +15,8 @@ pub(crate) struct Source {
     pub(crate) code: String,
     /// `code` without its test modules; all blank in a file that is one.
     pub(crate) shipped: String,
+    /// Nothing of it ships: a test, or what only a loom model sees.
+    pub(crate) is_test: bool,
 }
 
 impl Source {
@@ -112,6 +114,7 @@ pub(crate) fn sources(root: &Path) -> Vec<Source> {
     for source in &mut all {
         if tests.contains(&source.path) || !source.path.starts_with("src/") {
             source.shipped = blank(&source.code, 0, source.code.len());
+            source.is_test = true;
         }
     }
     all
@@ -121,7 +124,7 @@ fn read(root: &Path, path: &Path) -> Source {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let code = strip(&text);
     let shipped = without_tests(&code);
-    Source { path: relative(root, path), text, code, shipped }
+    Source { path: relative(root, path), text, code, shipped, is_test: false }
 }
 
 /// `path` below `root`, with `/` between its parts.
@@ -228,10 +231,13 @@ fn is_char_literal(rest: &[u8]) -> bool {
     chars.next().is_some_and(|c| c != '\'') && chars.next() == Some('\'')
 }
 
-/// Blanks every module behind `#[cfg(test)]` or `#[cfg(all(test, …))]`.
+/// How an item that does not ship is marked.
+const UNSHIPPED: [&str; 3] = ["#[cfg(test)]", "#[cfg(all(test", "#[cfg(proxy_loom)]"];
+
+/// Blanks every item behind such a mark.
 fn without_tests(code: &str) -> String {
     let mut out = code.to_owned();
-    for marker in ["#[cfg(test)]", "#[cfg(all(test"] {
+    for marker in UNSHIPPED {
         while let Some(at) = out.find(marker) {
             let item = at + marker.len();
             let end = match out[item..].find(['{', ';']) {
@@ -247,16 +253,18 @@ fn without_tests(code: &str) -> String {
     out
 }
 
-/// Files that a `#[cfg(test)] mod name;` of this one brings in.
+/// Files that a marked `mod name;` of this one brings in.
 fn test_files(source: &Source) -> Vec<String> {
     let mut found = Vec::new();
     let directory = match source.path.as_str() {
         "src/lib.rs" | "src/main.rs" => "src".to_owned(),
         path => path.trim_end_matches(".rs").to_owned(),
     };
-    for marker in ["#[cfg(test)]", "#[cfg(all(test"] {
+    for marker in UNSHIPPED {
         for (at, _) in source.code.match_indices(marker) {
-            let Some(item) = source.code[at..].lines().find(|line| line.contains("mod ")) else { continue };
+            // The item is the first line after the mark that is no attribute.
+            let item = source.code[at..].lines().skip(1).find(|line| !line.trim().starts_with("#["));
+            let Some(item) = item.filter(|line| line.trim_start().starts_with("mod ")) else { continue };
             if let Some(name) = item.trim().strip_suffix(';').and_then(|item| item.split_whitespace().last()) {
                 found.push(format!("{directory}/{name}.rs"));
             }
