@@ -1,1 +1,323 @@
-//! front: to come.
+//! One client connection: hyper's service, the checks before any route, graceful close.
+//!
+//! Called by worker for each accepted socket. Everything here runs on the worker's thread; when the client leaves,
+//! hyper drops the service's future, and whatever it held gives itself back on drop (see `proxy`).
+//! Must never wait for anything but the client's own bytes.
+
+pub mod answer;
+pub mod auth;
+pub mod cors;
+pub mod io;
+mod listing;
+mod monitor;
+pub mod routes;
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use http::header::{EXPECT, HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::TcpStream;
+
+use crate::clock::Millis;
+use crate::config::Administration;
+use crate::dialect::Family;
+use crate::front::answer::OutBody;
+use crate::front::auth::Access;
+use crate::front::io::ClientIo;
+use crate::front::routes::Handler;
+use crate::ids::KeyId;
+use crate::shared::Phase;
+use crate::usage::Rejection;
+use crate::usage::meters::Tally;
+use crate::worker::Worker;
+use crate::worker::watch::{Expiry, Watch};
+
+/// What requests of one client connection share.
+pub struct Client {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// Its deadlines.
+    pub watch: Rc<Watch>,
+    /// One of the last 64 places: only our own routes are served.
+    pub reserved: bool,
+}
+
+impl Client {
+    /// The answer is out: the connection waits for its next request.
+    pub fn idle(&self) {
+        self.watch.arm(Expiry::ClientIdle, self.worker.clock.now() + self.worker.times.client_idle);
+    }
+}
+
+/// Serves a connection until either side closes it.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, reserved: bool) {
+    let watch = worker.watches.add(worker.times.client_stall);
+    let client = Rc::new(Client { worker: worker.clone(), watch: watch.clone(), reserved });
+    client.idle();
+    let io = ClientIo::new(stream, watch, worker.clock.clone(), worker.times.request_head);
+    let limits = &worker.shared.config.limits;
+    let service = service_fn(move |request| {
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(answer(client, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .half_close(false)
+        .writev(false)
+        .title_case_headers(true)
+        .header_read_timeout(None)
+        .max_header_size(limits.head_bytes)
+        .max_buf_size(limits.unsent_bytes.max(limits.head_bytes))
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut leaving = false;
+    let served = std::future::poll_fn(|cx| {
+        if !leaving && worker.shared.phase() >= Phase::Draining {
+            leaving = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "client connection ended");
+    }
+}
+
+/// One request, panics included: a panic costs this request alone.
+async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutBody> {
+    client.watch.disarm();
+    let family = family_of(request.uri().path());
+    let mut handling = pin!(checked(&client, request));
+    let handled = std::future::poll_fn(|cx| {
+        let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handling.as_mut().poll(cx)));
+        match poll {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    });
+    let mut response = match handled.await {
+        Ok(response) => response,
+        Err(()) => {
+            tracing::error!("a handler panicked; its request is answered with 500");
+            client.worker.tally(Tally::Panics);
+            let mut response =
+                answer::family_error(family, StatusCode::INTERNAL_SERVER_ERROR, "internal error in the gate");
+            answer::close(&mut response);
+            response
+        }
+    };
+    if !matches!(response.body(), OutBody::Stream(_) | OutBody::Events(_)) {
+        client.idle();
+    }
+    if client.worker.shared.phase() >= Phase::Leaving {
+        answer::close(&mut response);
+    }
+    response
+}
+
+/// Whose shapes an error on this path takes, before its route is known.
+fn family_of(path: &str) -> Family {
+    if path.starts_with("/v1/messages") {
+        Family::Anthropic
+    } else if path.starts_with("/v1/") {
+        Family::OpenAi
+    } else {
+        Family::Ollama
+    }
+}
+
+/// The checks that come before any route, in Ollama's order: framing, Host, Origin; then ours: phase, key.
+async fn checked(client: &Rc<Client>, request: Request<Incoming>) -> Response<OutBody> {
+    if let Some(refusal) = malformed(&request) {
+        return refusal;
+    }
+    let config = client.worker.shared.config.clone();
+    let path = request.uri().path();
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let own = own_route(path);
+    let loopback = client.worker.shared.listen.ip().is_loopback();
+    if loopback && !cors::host_is_local(host, &client.worker.shared.host_name, &config.allowed_hosts) {
+        client.worker.refused_host(host);
+        return answer::empty(StatusCode::FORBIDDEN);
+    }
+    let verdict = cors::judge(request.headers(), &config.origins);
+    if verdict == cors::Verdict::Refused {
+        client.worker.refused_origin();
+        return answer::empty(StatusCode::FORBIDDEN);
+    }
+    if request.method() == Method::OPTIONS {
+        return options(&verdict, path, loopback && cors::host_is_local_name(host));
+    }
+    if !own && (client.reserved || client.worker.shared.phase() >= Phase::Draining) {
+        return busy(client, path);
+    }
+    let handler = routes::route(request.method(), path);
+    let keyless = matches!(handler, Handler::Root) || matches!(handler, Handler::Admin(route) if route.is_keyless());
+    let key = match auth::check(&config.router_keys, request.headers(), request.uri().query()) {
+        Access::Granted(key) => key,
+        _ if keyless => KeyId::NONE,
+        refused => return refuse_key(client, handler, path, refused),
+    };
+    let mut response = dispatch(client, request, key).await;
+    cors::label(&verdict, response.headers_mut());
+    response
+}
+
+/// Routes of our own, which are served while everything else is refused.
+fn own_route(path: &str) -> bool {
+    path.starts_with("/herdgate/") || path == "/health" || path == "/metrics"
+}
+
+/// What hyper lets pass and Go does not.
+fn malformed(request: &Request<Incoming>) -> Option<Response<OutBody>> {
+    let headers = request.headers();
+    let hosts = headers.get_all(HOST).iter().count();
+    let bad = |text: &'static str| {
+        let mut response = answer::whole(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", text);
+        answer::close(&mut response);
+        Some(response)
+    };
+    if request.version() == Version::HTTP_11 && hosts == 0 && request.uri().authority().is_none() {
+        return bad("400 Bad Request: missing required Host header");
+    }
+    if hosts > 1 {
+        return bad("400 Bad Request: too many Host headers");
+    }
+    let expects = headers.get(EXPECT);
+    if expects.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        let mut response = answer::empty(StatusCode::EXPECTATION_FAILED);
+        answer::close(&mut response);
+        return Some(response);
+    }
+    None
+}
+
+fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<OutBody> {
+    let allow = routes::allowed(path);
+    let set_allow = |response: &mut Response<OutBody>| {
+        if let Some(allow) = allow {
+            response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(allow));
+        }
+    };
+    let cors::Verdict::Allowed { allow_origin, vary } = verdict else {
+        let mut response = match allow {
+            None => answer::not_found(),
+            Some(_) if local_name => answer::empty(StatusCode::NO_CONTENT),
+            Some(allow) => answer::method_not_allowed(allow),
+        };
+        set_allow(&mut response);
+        return response;
+    };
+    let mut response = answer::empty(StatusCode::NO_CONTENT);
+    set_allow(&mut response);
+    let headers = response.headers_mut();
+    headers.insert("access-control-allow-headers", HeaderValue::from_static(cors::ALLOW_HEADERS));
+    headers.insert("access-control-allow-methods", HeaderValue::from_static("GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"));
+    headers.insert("access-control-allow-origin", allow_origin.clone());
+    headers.insert("access-control-max-age", HeaderValue::from_static("43200"));
+    if *vary {
+        for value in ["Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers"] {
+            headers.append("vary", HeaderValue::from_static(value));
+        }
+    }
+    response
+}
+
+/// The process is draining, or the last places are kept for our own routes.
+fn busy(client: &Client, path: &str) -> Response<OutBody> {
+    let draining = client.worker.shared.phase() >= Phase::Draining;
+    client.worker.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
+    let text = if draining { "the gate is shutting down" } else { "the gate has no free connection" };
+    let body = crate::dialect::error(family_of(path), 503, text);
+    let mut response = answer::error(StatusCode::SERVICE_UNAVAILABLE, body, Some(5));
+    answer::close(&mut response);
+    response
+}
+
+/// 401 for a missing key, 403 for a wrong one: in the ancestor's form on its monitoring routes, else in the dialect.
+fn refuse_key(client: &Client, handler: Handler<'_>, path: &str, access: Access) -> Response<OutBody> {
+    let (status, text) = match access {
+        Access::Missing => (StatusCode::UNAUTHORIZED, "Missing NOMYO Router API key"),
+        _ => (StatusCode::FORBIDDEN, "Invalid NOMYO Router API key"),
+    };
+    if matches!(handler, Handler::Proxy(_)) {
+        client.worker.reject(Rejection::Forbidden);
+    }
+    if matches!(handler, Handler::Admin(route) if route.is_ancestors()) {
+        return answer::whole(status, "application/json", format!("{{\"detail\":\"{text}\"}}"));
+    }
+    let text = if access == Access::Missing { "missing router key" } else { "invalid router key" };
+    answer::family_error(family_of(path), status, text)
+}
+
+async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+    let head = request.method() == Method::HEAD;
+    let path = request.uri().path().to_owned();
+    let handler = routes::route(request.method(), &path);
+    let response = match handler {
+        Handler::Proxy(route) => return crate::proxy::handle(client, route, request, key).await,
+        Handler::Identity => return crate::proxy::identity(client, request, key).await,
+        Handler::AnyNode => return crate::proxy::any_node(client, request, key).await,
+        Handler::Admin(route) => monitor::answer(client, route, request, key).await,
+        Handler::Administration => administration(client, key),
+        Handler::NotFound => answer::not_found(),
+        Handler::MethodNotAllowed(allow) => answer::method_not_allowed(allow),
+        Handler::Redirect => {
+            let (status, clean) = routes::redirect(request.method(), &path);
+            answer::redirect(request.method(), status, &clean, request.uri().query())
+        }
+        handler => listing::answer(client, handler),
+    };
+    if head { without_body(response) } else { response }
+}
+
+/// Administration of models is refused until it reaches every node it should.
+fn administration(client: &Client, key: KeyId) -> Response<OutBody> {
+    let shared = &client.worker.shared;
+    if !may_administer(shared.config.administration, shared.listen.ip().is_loopback(), key) {
+        let text = "model administration needs a router key here (administration)";
+        return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
+    }
+    let text = "model administration through the gate is not available yet; use the node's own address";
+    answer::family_error(Family::Ollama, StatusCode::NOT_IMPLEMENTED, text)
+}
+
+/// Whether a request may administer models and nodes.
+#[must_use]
+pub fn may_administer(rule: Administration, loopback: bool, key: KeyId) -> bool {
+    match rule {
+        Administration::Open => true,
+        Administration::Off => false,
+        Administration::Key => key != KeyId::NONE,
+        Administration::Auto => loopback || key != KeyId::NONE,
+    }
+}
+
+/// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.
+fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
+    const GO_BUFFERS: usize = 2048;
+    let length = match response.body() {
+        OutBody::Whole(Some(bytes)) => Some(bytes.len()).filter(|length| *length <= GO_BUFFERS),
+        OutBody::Whole(None) => Some(0),
+        _ => None,
+    };
+    if let Some(length) = length {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = OutBody::empty();
+    response
+}
+
+/// Seconds for `Retry-After` with 50 % jitter, 1 to 30.
+#[must_use]
+pub fn retry_after(predicted_ms: Millis, random: u32) -> u32 {
+    let base = (predicted_ms / 1000).clamp(1, 30);
+    let jitter = base * u64::from(random % 1000) / 2000;
+    u32::try_from((base + jitter).clamp(1, 30)).unwrap_or(30)
+}

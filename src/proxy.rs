@@ -1,10 +1,175 @@
-//! proxy: to come.
+//! A request's way through: read, plan, reserve, send, forward, count.
+//!
+//! Called by front for every request that a node answers. When the client leaves, hyper drops the future: the queue
+//! place, the slot, the node's connection and the Outcome take care of themselves on drop (`reserve`, `slots`,
+//! `lingering`, `ticket`). Must never hold the Snapshot across an await, nor lock, nor start a task per request.
 
+pub mod asked;
+mod attempts;
+pub mod body;
 mod dial;
+pub mod headers;
+pub mod hold;
 pub mod inject;
 pub mod lingering;
+pub mod plan;
 pub mod pool;
+mod reserve;
 pub mod scan;
+pub mod stream;
 pub mod tail;
+pub mod ticket;
+mod unload;
 pub mod upstream;
 mod wire;
+
+use std::rc::Rc;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use crate::dialect::{self, Route, texts};
+use crate::error::ProxyError;
+use crate::front::answer::{self, OutBody};
+use crate::front::{Client, may_administer, retry_after};
+use crate::ids::KeyId;
+use crate::proxy::asked::Asked;
+use crate::proxy::plan::{Drawn, Plan};
+use crate::proxy::tail::TailReport;
+use crate::proxy::ticket::Ticket;
+use crate::usage::{Ending, Rejection};
+
+/// Answers an inference or pass-through request.
+pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+    let ticket = Ticket::draw(&client.worker, key, route);
+    let (head, incoming) = request.into_parts();
+    let gathered = match body::gather(client, &head.headers, incoming).await {
+        Ok(gathered) => gathered,
+        Err(error) => return refuse(client, ticket, route, &error),
+    };
+    let asked = Asked::read(route, &head, gathered.bytes.clone());
+    if matches!(route, Route::OtherApi | Route::OtherV1) && asked.model_name().is_empty() {
+        // Not a route of Ollama's, and nothing says where it should go.
+        ticket.withdraw();
+        return answer::not_found();
+    }
+    let plan = match plan(client, &asked).await {
+        Ok(plan) => plan,
+        Err(error) => return refuse(client, ticket, route, &error),
+    };
+    let done = match &plan {
+        Plan::Unload(model) => {
+            let shared = &client.worker.shared;
+            let loopback = shared.listen.ip().is_loopback();
+            if may_administer(shared.config.administration, loopback, key) {
+                unload::everywhere(client, ticket, &asked, model).await
+            } else {
+                Err((ticket, ProxyError::AdministrationClosed))
+            }
+        }
+        plan => attempts::run(client, ticket, &asked, plan).await,
+    };
+    match done {
+        Ok(response) => response,
+        Err((ticket, error)) => refuse(client, ticket, route, &error),
+    }
+}
+
+/// The plan, after one refresh of the inventories if the name is new here.
+async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
+    let key = match client.worker.with_snapshot(|snapshot| plan::draw(snapshot, asked))? {
+        Drawn::Plan(plan) => return nobody_to_ask(client, asked, plan),
+        Drawn::Unknown(key) => key,
+    };
+    client.worker.reports.miss(&key).await;
+    client.worker.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
+        Drawn::Plan(plan) => Ok(plan),
+        Drawn::Unknown(_) => Err(plan::unknown(snapshot, asked.route, asked.model_name())),
+    })
+}
+
+/// A body that a node would refuse is refused in its words when no Ollama node is up to do it.
+fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, ProxyError> {
+    let somebody = || {
+        client.worker.with_snapshot(|snapshot| {
+            snapshot.nodes.iter().any(|node| node.up && node.kind == crate::config::NodeKind::Ollama)
+        })
+    };
+    if plan != Plan::Anywhere || somebody() {
+        return Ok(plan);
+    }
+    if asked.body.is_empty() {
+        return Err(ProxyError::Refused(texts::empty_body(asked.route)));
+    }
+    if asked.readable {
+        return Err(ProxyError::Refused(texts::missing_model(asked.route, asked.model_name())));
+    }
+    Err(ProxyError::NodesDown { model: asked.model_name().to_owned() })
+}
+
+/// A request for the node whose account and cloud access stand for the fleet's.
+pub async fn identity(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+    pass(client, request, key, &Plan::Cloud).await
+}
+
+/// A request that any healthy node can answer.
+pub async fn any_node(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+    pass(client, request, key, &Plan::Anywhere).await
+}
+
+async fn pass(client: &Rc<Client>, request: Request<Incoming>, key: KeyId, plan: &Plan) -> Response<OutBody> {
+    let route = Route::OtherApi;
+    let ticket = Ticket::draw(&client.worker, key, route);
+    if *plan == Plan::Cloud && !client.worker.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.cloud)) {
+        return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
+    }
+    let (head, incoming) = request.into_parts();
+    let gathered = match body::gather(client, &head.headers, incoming).await {
+        Ok(gathered) => gathered,
+        Err(error) => return refuse(client, ticket, route, &error),
+    };
+    let asked = Asked::read(route, &head, gathered.bytes.clone());
+    match attempts::run(client, ticket, &asked, plan).await {
+        Ok(response) => response,
+        Err((ticket, error)) => refuse(client, ticket, route, &error),
+    }
+}
+
+/// The one place where an error becomes an answer, in the dialect of the route.
+fn refuse(client: &Client, mut ticket: Ticket, route: Route, error: &ProxyError) -> Response<OutBody> {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    ticket.status = status.as_u16();
+    ticket.end(ending(error), &TailReport::default());
+    let body = match error {
+        ProxyError::Refused(refusal) => refusal.body(route),
+        error => dialect::error(route, status.as_u16(), &error.to_string()),
+    };
+    let after = error.retry_after_ms().map(|ms| retry_after(ms, client.worker.random()));
+    let mut response = answer::error(status, body, after);
+    if error.closes() {
+        answer::close(&mut response);
+    }
+    response
+}
+
+/// How a refused request is counted.
+fn ending(error: &ProxyError) -> Ending {
+    Ending::Rejected(match error {
+        ProxyError::Unanswered { .. } => return Ending::NodeErrorBefore,
+        ProxyError::BodyTooLarge { .. } => Rejection::BodyTooLarge,
+        ProxyError::BodySlow => Rejection::SlowClient,
+        ProxyError::BodyMemoryFull => Rejection::BodyMemory,
+        ProxyError::BodyBroken { .. } | ProxyError::OddKeys => Rejection::BadRequest,
+        ProxyError::Refused(refusal) => match refusal.status {
+            404 => Rejection::UnknownModel,
+            403 => Rejection::Forbidden,
+            _ => Rejection::BadRequest,
+        },
+        ProxyError::AdministrationClosed => Rejection::Forbidden,
+        ProxyError::NodesDown { .. } => Rejection::NoNode,
+        ProxyError::QueueFull { .. } => Rejection::QueueFull,
+        ProxyError::QueueTimeout => Rejection::QueueTimeout,
+        ProxyError::Draining => Rejection::Draining,
+        ProxyError::OnlyOpenAi { .. } => Rejection::NotImplemented,
+    })
+}

@@ -76,7 +76,7 @@ pub struct Shared {
     pub body_bytes: CachePadded<AtomicU64>,
     /// Per worker.
     pub gauges: Box<[CachePadded<WorkerGauges>]>,
-    phase: AtomicU32,
+    pub(crate) phase: AtomicU32,
 }
 
 impl Shared {

@@ -1,0 +1,138 @@
+//! Answers: the one body type of the front, and the plain answers that no node gives.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
+
+use crate::dialect::{self, ErrorBody};
+use crate::live::EventStream;
+use crate::proxy::stream::TailBody;
+
+/// Why a body could not be sent to its end; hyper then closes the connection.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the front sends.
+pub enum OutBody {
+    /// All of it at once; `None` once it was handed over (or for an empty body).
+    Whole(Option<Bytes>),
+    /// A node's answer, as it arrives.
+    Stream(Box<TailBody>),
+    /// Events of a live subscription.
+    Events(Box<EventStream>),
+}
+
+impl OutBody {
+    /// No bytes.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::Whole(None)
+    }
+}
+
+impl Body for OutBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(body) => body.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
+            Self::Events(events) => {
+                let frame = Pin::new(&mut **events).poll_frame(cx);
+                frame.map(|frame| frame.map(|frame| frame.map_err(|never: Infallible| match never {})))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Stream(body) => body.is_finished(),
+            Self::Events(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream(body) => body.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Events(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer with a body of a known type.
+#[must_use]
+pub fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<OutBody> {
+    let body = body.into();
+    let mut response = Response::new(OutBody::Whole((!body.is_empty()).then_some(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// A status and nothing else.
+#[must_use]
+pub fn empty(status: StatusCode) -> Response<OutBody> {
+    let mut response = Response::new(OutBody::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// An error in its dialect, with `Retry-After` in seconds where waiting helps.
+#[must_use]
+pub fn error(status: StatusCode, body: ErrorBody, retry_after_s: Option<u32>) -> Response<OutBody> {
+    let mut response = whole(status, body.content_type, body.body);
+    if let Some(seconds) = retry_after_s {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// An error of a whole family (no route known).
+#[must_use]
+pub fn family_error(family: dialect::Family, status: StatusCode, text: &str) -> Response<OutBody> {
+    error(status, dialect::error(family, status.as_u16(), text), None)
+}
+
+/// Unknown path.
+#[must_use]
+pub fn not_found() -> Response<OutBody> {
+    whole(StatusCode::NOT_FOUND, "text/plain", "404 page not found")
+}
+
+/// Known path, wrong method.
+#[must_use]
+pub fn method_not_allowed(allow: &'static str) -> Response<OutBody> {
+    let mut response = whole(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// A redirect as Go words it: HTML for a GET, nothing otherwise.
+#[must_use]
+pub fn redirect(method: &Method, status: u16, path: &str, query: Option<&str>) -> Response<OutBody> {
+    let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT);
+    let mut response = if *method == Method::GET {
+        let escaped = target.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
+        let reason = status.canonical_reason().unwrap_or_default();
+        whole(status, "text/html; charset=utf-8", format!("<a href=\"{escaped}\">{reason}</a>.\n\n"))
+    } else {
+        empty(status)
+    };
+    if let Ok(location) = HeaderValue::from_str(&target) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// Marks the answer as the connection's last.
+pub fn close(response: &mut Response<OutBody>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}

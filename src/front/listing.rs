@@ -1,0 +1,73 @@
+//! Listings, served from the current Snapshot alone: a dead or hanging node adds nothing (I9).
+
+use http::{Response, StatusCode};
+
+use crate::dialect::{self, Family, texts};
+use crate::front::Client;
+use crate::front::answer::{self, OutBody};
+use crate::front::routes::Handler;
+
+const JSON: &str = "application/json; charset=utf-8";
+
+/// Answers `/`, version, tags, ps, status, models.
+pub(super) fn answer(client: &Client, handler: Handler<'_>) -> Response<OutBody> {
+    let snapshot = client.worker.snapshot();
+    let listing = &snapshot.listing;
+    match handler {
+        Handler::Root => answer::whole(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running"),
+        Handler::Version => {
+            let mut response = answer::whole(StatusCode::OK, JSON, listing.version.clone());
+            if let Ok(instance) = http::HeaderValue::from_str(&client.worker.shared.instance) {
+                response.headers_mut().insert("x-herdgate-instance", instance);
+            }
+            response
+        }
+        Handler::Tags => answer::whole(StatusCode::OK, JSON, listing.tags.clone()),
+        Handler::Ps => answer::whole(StatusCode::OK, JSON, listing.ps.clone()),
+        Handler::Status => {
+            let disabled = !snapshot.nodes.iter().any(|node| node.cloud);
+            let source = if disabled { "config" } else { "none" };
+            let body = format!("{{\"cloud\":{{\"disabled\":{disabled},\"source\":\"{source}\"}}}}");
+            answer::whole(StatusCode::OK, JSON, body)
+        }
+        Handler::V1Models => answer::whole(StatusCode::OK, "application/json", listing.v1_models.clone()),
+        Handler::V1Model(id) => one_model(client, id),
+        _ => answer::not_found(),
+    }
+}
+
+/// `/v1/models` as it was serialised for this Snapshot.
+#[derive(Default, serde::Deserialize)]
+struct V1List {
+    data: Option<Vec<V1Entry>>,
+}
+
+/// One model of it; keys in the order of the wire.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct V1Entry {
+    id: String,
+    object: String,
+    created: i64,
+    owned_by: String,
+}
+
+/// `/v1/models/:model`; the id echoes the path.
+fn one_model(client: &Client, segment: &str) -> Response<OutBody> {
+    let decoded = super::auth::percent_decode(segment);
+    let id = String::from_utf8_lossy(&decoded);
+    let snapshot = client.worker.snapshot();
+    let key = dialect::name::key(&id);
+    let listed: V1List = serde_json::from_slice(&snapshot.listing.v1_models).unwrap_or_default();
+    let found = listed.data.unwrap_or_default().into_iter().find(|entry| dialect::name::key(&entry.id) == key);
+    match found {
+        Some(entry) => {
+            let entry = V1Entry { id: id.into_owned(), ..entry };
+            let body = serde_json::to_string(&entry).unwrap_or_default() + "\n";
+            answer::whole(StatusCode::OK, "application/json", body)
+        }
+        None => {
+            let status = StatusCode::NOT_FOUND;
+            answer::error(status, texts::unknown_shown_model(&id).body(Family::OpenAi), None)
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Monitoring routes on the wire: reads a body where one is asked for, and turns `admin`'s answers into ours.
+
+use std::rc::Rc;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use crate::admin::{self, Answer};
+use crate::front::Client;
+use crate::front::answer::{self, OutBody};
+use crate::front::routes::AdminRoute;
+use crate::ids::KeyId;
+use crate::proxy::body;
+
+/// Answers a monitoring route; the key was checked before.
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    route: AdminRoute,
+    request: Request<Incoming>,
+    key: KeyId,
+) -> Response<OutBody> {
+    let shared = client.worker.shared.clone();
+    let (head, incoming) = request.into_parts();
+    let query = head.uri.query();
+    let answer = match route {
+        AdminRoute::Usage => admin::usage(&shared),
+        AdminRoute::UsageStream => {
+            let mut response = Response::new(OutBody::Events(Box::new(admin::usage_stream(&shared))));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(admin::EVENT_STREAM));
+            return response;
+        }
+        AdminRoute::TokenCounts => admin::token_counts(&shared).await,
+        AdminRoute::Stats | AdminRoute::Aggregate => {
+            let body = match body::gather(client, &head.headers, incoming).await {
+                Ok(gathered) => gathered.bytes,
+                Err(error) => {
+                    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                    let mut response = whole(admin::error(status, &error.to_string()));
+                    answer::close(&mut response);
+                    return response;
+                }
+            };
+            match route {
+                AdminRoute::Stats => admin::stats(&shared, query, &body).await,
+                _ => admin::aggregate(&shared, &body, key != KeyId::NONE).await,
+            }
+        }
+        AdminRoute::Config => admin::config(&shared),
+        AdminRoute::PsDetails => admin::ps_details(&shared),
+        AdminRoute::Health => admin::health(&shared, query),
+        AdminRoute::Metrics => admin::metrics(&shared),
+        AdminRoute::Live => admin::live(),
+        AdminRoute::Ready => admin::ready(&shared),
+    };
+    whole(answer)
+}
+
+fn whole(answer: Answer) -> Response<OutBody> {
+    answer::whole(answer.status, answer.content_type, answer.body)
+}

@@ -1,0 +1,117 @@
+//! What a request asks for, read once from its head and body.
+//!
+//! Owns what it keeps, so that the body can be sent while it lives. Must never refuse: what cannot be read is marked so.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, Method};
+
+use crate::dialect::Route;
+use crate::proxy::inject::{self, Splice};
+use crate::proxy::{headers, scan};
+
+/// A request, ready to be planned and sent.
+pub struct Asked {
+    /// Its route.
+    pub route: Route,
+    /// Its method.
+    pub method: Method,
+    /// Path and query for the node, our key cut out.
+    pub target: Box<str>,
+    /// Headers for the node.
+    pub headers: HeaderMap,
+    /// The body, as it came.
+    pub body: Bytes,
+    /// The model's name as sent, if there is one.
+    pub model: Option<Box<str>>,
+    /// The body could be read as a node would read it.
+    pub readable: bool,
+    /// The answer is a stream of records.
+    pub streams: bool,
+    /// Prompt or messages are empty: a load or an unload.
+    pub empty: bool,
+    /// Frees the model's memory on every node.
+    pub unload: bool,
+    /// Every relevant key stands in its usual spelling.
+    pub exact_case: bool,
+    /// Where to ask for usage on behalf of a client that did not.
+    pub splice: Option<Splice>,
+    /// The client's own bound on waiting, milliseconds.
+    pub max_wait_ms: Option<u64>,
+}
+
+impl Asked {
+    /// Reads a request.
+    #[must_use]
+    pub fn read(route: Route, head: &http::request::Parts, body: Bytes) -> Self {
+        let mut asked = Self {
+            route,
+            method: head.method.clone(),
+            target: target(&head.uri),
+            headers: headers::to_node(&head.headers),
+            body: Bytes::new(),
+            model: None,
+            readable: true,
+            streams: false,
+            empty: false,
+            unload: false,
+            exact_case: true,
+            splice: None,
+            max_wait_ms: headers::max_wait_ms(&head.headers),
+        };
+        if route == Route::V1Audio {
+            let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            let model = content_type.and_then(|content_type| scan::multipart_model(&body, content_type));
+            asked.model = model.map(|model| model.as_ref().into());
+        } else if is_zstd(route, &head.headers) {
+            match scan::zstd(&body) {
+                Some(plain) => asked.take(&scan::scan(&plain, route)),
+                None => asked.readable = false,
+            }
+            // Its bytes go on as they came: nothing can be spliced into them.
+            asked.splice = None;
+        } else {
+            asked.take(&scan::scan(&body, route));
+        }
+        asked.body = body;
+        asked
+    }
+
+    fn take(&mut self, scan: &scan::Scan<'_>) {
+        self.model = scan.model.as_deref().map(Into::into);
+        self.readable = scan.error.is_none();
+        self.streams = scan.streams();
+        self.empty = scan.prompt_or_messages_empty;
+        self.unload = scan.is_unload();
+        self.exact_case = scan.exact_case;
+        self.splice = inject::plan(scan);
+    }
+
+    /// The model as the client named it, for texts.
+    #[must_use]
+    pub fn model_name(&self) -> &str {
+        self.model.as_deref().unwrap_or_default()
+    }
+
+    /// Only a node that speaks Ollama's own API can serve it.
+    #[must_use]
+    pub fn native(&self) -> bool {
+        self.route.native()
+    }
+}
+
+/// Ollama decodes zstd on its `/v1` JSON routes, and compares the value case-sensitively.
+fn is_zstd(route: Route, headers: &HeaderMap) -> bool {
+    !route.native() && headers.get(CONTENT_ENCODING).is_some_and(|value| value.as_bytes() == b"zstd")
+}
+
+/// Path and query without our key.
+fn target(uri: &http::Uri) -> Box<str> {
+    let query = uri.query().and_then(|query| {
+        if query.contains("api_key") { crate::front::auth::without_key(query) } else { Some(query.to_owned()) }
+    });
+    match query {
+        None => uri.path().into(),
+        Some(query) => format!("{}?{query}", uri.path()).into(),
+    }
+}

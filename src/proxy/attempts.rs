@@ -1,0 +1,355 @@
+//! Sends a request to one node after another until one answers; bounded, and never after a byte has gone out (I6).
+//!
+//! At most three nodes on a refused connection or a 503; at most one further node once the request had been sent whole
+//! (reset, 502, 504, a 500 whose text speaks of runner, load or memory). A client's own error is never retried.
+//! Source: contract of the wire, "Which errors say something about the node".
+
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{Response, StatusCode};
+
+use crate::config::{NodeKind, UsageInjection};
+use crate::dialect::Route;
+use crate::error::ProxyError;
+use crate::front::Client;
+use crate::front::answer::OutBody;
+use crate::http1::{Framing, RequestHead, ResponseHead, encode_request};
+use crate::ids::NodeId;
+use crate::proxy::asked::Asked;
+use crate::proxy::headers;
+use crate::proxy::hold::Hold;
+use crate::proxy::inject::{Filter, Splice};
+use crate::proxy::lingering::Leave;
+use crate::proxy::plan::Plan;
+use crate::proxy::reserve::{Reserved, TRIES_MAX, Tried, reserve};
+use crate::proxy::stream::{Parts, TailBody};
+use crate::proxy::tail::{RequestFacts, Tail};
+use crate::proxy::ticket::Ticket;
+use crate::proxy::upstream::{AttemptError, Exchange, Outgoing};
+use crate::slots::Taken;
+use crate::usage::Ending;
+use crate::usage::meters::Tally;
+use crate::worker::Worker;
+
+/// The text of a node's error answer that is read before deciding about a retry, at most.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// Texts of a 500 that speak of the node's state, not of the request. Source: Ollama v0.33, llm/ and server/.
+const NODES_FAULT: [&str; 9] = [
+    "runner",
+    "llama-server",
+    "llama runner",
+    "out of memory",
+    "cudamalloc",
+    "unable to allocate",
+    "requires more system memory",
+    "unexpected eof",
+    "connection reset",
+];
+
+/// Why another node should be tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    /// The node did not take the request: refused, 503, broken before it was sent whole.
+    NotTaken,
+    /// The node had all of it and failed.
+    Broke,
+    /// The node does not have the model (any more).
+    Lacks,
+}
+
+/// A node's error answer, read whole.
+struct Buffered {
+    head: ResponseHead,
+    body: Bytes,
+}
+
+/// Sends the request until a node answers.
+///
+/// # Errors
+/// No node could be found, or every attempt failed before the first byte.
+pub(super) async fn run(
+    client: &Rc<Client>,
+    mut ticket: Ticket,
+    asked: &Asked,
+    plan: &Plan,
+) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
+    let worker = client.worker.clone();
+    let mut tried = Tried::default();
+    let mut broke = 0_u32;
+    let mut kept: Option<Buffered> = None;
+    worker.retries.borrow_mut().note_request(worker.clock.now());
+    loop {
+        let reserved = match reserve(client, &mut ticket, asked, plan, &tried).await {
+            Ok(reserved) => reserved,
+            Err(error) => return exhausted(ticket, asked, kept, &tried, error),
+        };
+        if reserved.kind == NodeKind::OpenAi && !asked.exact_case {
+            return Err((ticket, ProxyError::OddKeys));
+        }
+        let node = reserved.node;
+        let (returned, fault, buffered) = match attempt(client, ticket, asked, reserved).await {
+            Ok(response) => return Ok(response),
+            Err(failure) => failure,
+        };
+        ticket = returned;
+        tried.add(node);
+        kept = buffered.or(kept);
+        broke += u32::from(fault == Fault::Broke);
+        let may_try = tried.len() < TRIES_MAX && broke < 2 && worker.retries.borrow_mut().try_retry(worker.clock.now());
+        if !may_try {
+            let model = asked.model_name().to_owned();
+            return exhausted(ticket, asked, kept, &tried, ProxyError::Unanswered { model });
+        }
+        worker.tally(Tally::Retries);
+    }
+}
+
+/// No node is left: the last whole answer of a node, else our own 503.
+fn exhausted(
+    ticket: Ticket,
+    asked: &Asked,
+    kept: Option<Buffered>,
+    tried: &Tried,
+    error: ProxyError,
+) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
+    match kept {
+        Some(buffered) => Ok(forward_whole(ticket, asked, buffered)),
+        None if tried.is_empty() || !matches!(error, ProxyError::NodesDown { .. }) => Err((ticket, error)),
+        None => Err((ticket, ProxyError::Unanswered { model: asked.model_name().to_owned() })),
+    }
+}
+
+/// The answer to forward; or the fault, with the node's whole error answer, to be forwarded if no other does better.
+type Attempted = Result<Response<OutBody>, (Ticket, Fault, Option<Buffered>)>;
+
+/// One attempt at one node.
+async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserved: Reserved) -> Attempted {
+    let worker = &client.worker;
+    let node = reserved.node;
+    let injected = injects(worker, asked, reserved.kind);
+    let cold = reserved.permit.as_ref().is_some_and(|permit| permit.taken() == Taken::Cold);
+    let leave = if cold { Leave::Detach { streamed: asked.streams } } else { Leave::Close };
+    let request = outgoing(worker, asked, &reserved, injected);
+    let mut exchange = worker.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
+    let awaiting = worker.awaiting(node, cold);
+    let head = match exchange.head().await {
+        Ok(head) => head,
+        Err(error) => {
+            let fault = failed(worker, node, &mut exchange, &error);
+            return Err((ticket, fault, None));
+        }
+    };
+    drop(awaiting);
+    ticket.first_byte();
+    worker.heard(node);
+    settle(worker, &mut exchange, head.status);
+    match head.status {
+        StatusCode::NOT_FOUND
+        | StatusCode::INTERNAL_SERVER_ERROR
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => {
+            let Some(buffered) = read_whole(&mut exchange, head).await else {
+                return Err((ticket, Fault::Broke, None));
+            };
+            match judge(&buffered) {
+                Some(fault) => {
+                    if fault == Fault::Lacks {
+                        worker.lacks(node);
+                    }
+                    Err((ticket, fault, Some(buffered)))
+                }
+                None => Ok(forward_whole(ticket, asked, buffered)),
+            }
+        }
+        _ => Ok(forward(client, ticket, asked, head, exchange, injected)),
+    }
+}
+
+/// Whether usage is asked for on behalf of the client.
+fn injects(worker: &Worker, asked: &Asked, kind: NodeKind) -> bool {
+    let wanted = worker.shared.config.ledger.usage_injection == UsageInjection::Auto;
+    wanted && asked.route == Route::V1Chat && kind == NodeKind::Ollama && asked.splice.is_some()
+}
+
+fn outgoing(worker: &Worker, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
+    let body = match &asked.splice {
+        Some(Splice { at, insert }) if injected => {
+            let (before, after) = asked.body.split_at((*at).min(asked.body.len()));
+            [before, insert, after].concat().into()
+        }
+        _ => asked.body.clone(),
+    };
+    let target = &reserved.target;
+    let mut head = worker.upstreams.buffer();
+    let path: std::borrow::Cow<'_, str> = if target.base_path.is_empty() {
+        (&*asked.target).into()
+    } else {
+        format!("{}{}", target.base_path, asked.target).into()
+    };
+    let carries_body = !(asked.method == http::Method::GET || asked.method == http::Method::HEAD);
+    encode_request(
+        &mut head,
+        &RequestHead {
+            method: &asked.method,
+            target: &path,
+            host: &target.host,
+            headers: &asked.headers,
+            bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
+            content_length: carries_body.then_some(body.len() as u64),
+        },
+    );
+    Outgoing::new(&asked.method, head, body)
+}
+
+/// No head came: what that says of the node, and whether its slot loads any more.
+fn failed(worker: &Worker, node: NodeId, exchange: &mut Exchange<Hold>, error: &AttemptError) -> Fault {
+    tracing::debug!(%error, node = worker.shared.names.node_name(node), "an attempt failed");
+    if let Some(permit) = exchange.take_held().and_then(|hold| hold.0).as_mut() {
+        permit.load_failed();
+    }
+    if error.is_refused() {
+        worker.refused(node);
+    }
+    if error.sent_whole() { Fault::Broke } else { Fault::NotTaken }
+}
+
+/// A head came: a success means loaded; anything else means that nothing is being loaded on our account.
+fn settle(worker: &Worker, exchange: &mut Exchange<Hold>, status: StatusCode) {
+    let Some(permit) = exchange.held().and_then(|hold| hold.0.as_mut()) else { return };
+    if status.is_success() {
+        permit.succeeded(worker.clock.now());
+    } else {
+        permit.load_failed();
+    }
+}
+
+/// Reads an error answer to its end; `None` if it breaks off.
+async fn read_whole(exchange: &mut Exchange<Hold>, head: ResponseHead) -> Option<Buffered> {
+    let mut body = BytesMut::new();
+    while let Some(data) = poll_fn(|cx| exchange.poll_data(cx)).await {
+        body.extend_from_slice(&data.ok()?);
+        if body.len() > ERROR_BYTES_MAX {
+            return None;
+        }
+    }
+    Some(Buffered { head, body: body.freeze() })
+}
+
+/// Whether an error answer speaks of the node's state (then another node may do better) or of the request.
+fn judge(answer: &Buffered) -> Option<Fault> {
+    let text = String::from_utf8_lossy(&answer.body).to_lowercase();
+    match answer.head.status {
+        StatusCode::SERVICE_UNAVAILABLE => Some(Fault::NotTaken),
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Some(Fault::Broke),
+        StatusCode::NOT_FOUND if text.contains("not found") && text.contains("model") => Some(Fault::Lacks),
+        StatusCode::INTERNAL_SERVER_ERROR => NODES_FAULT.iter().any(|part| text.contains(part)).then_some(Fault::Broke),
+        _ => None,
+    }
+}
+
+/// The answer's head as the client may see it.
+fn client_head(head: ResponseHead) -> (http::Response<()>, Framing) {
+    let framing = head.framing;
+    let mut response = http::Response::new(());
+    *response.status_mut() = head.status;
+    let mut headers = head.headers;
+    headers::to_client(&mut headers);
+    if !matches!(framing, Framing::Length(_)) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    *response.headers_mut() = headers;
+    (response, framing)
+}
+
+fn facts(asked: &Asked, status: u16) -> RequestFacts {
+    RequestFacts { status, body_bytes: asked.body.len() as u64, empty: asked.empty }
+}
+
+/// Forwards an answer that was read whole.
+fn forward_whole(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Response<OutBody> {
+    let (head, _) = client_head(answer.head);
+    ticket.status = head.status().as_u16();
+    let mut tail = Tail::new(asked.route, false);
+    tail.push(&answer.body);
+    ticket.end(Ending::Completed, &tail.finish(&facts(asked, ticket.status)));
+    head.map(|()| OutBody::Whole((!answer.body.is_empty()).then_some(answer.body)))
+}
+
+/// Forwards an answer as it comes.
+fn forward(
+    client: &Rc<Client>,
+    mut ticket: Ticket,
+    asked: &Asked,
+    head: ResponseHead,
+    exchange: Exchange<Hold>,
+    injected: bool,
+) -> Response<OutBody> {
+    let (mut response, framing) = client_head(head);
+    ticket.status = response.status().as_u16();
+    let length = match framing {
+        Framing::Length(length) => Some(length),
+        _ => None,
+    };
+    let streamed = asked.streams && length.is_none() && response.status().is_success();
+    let filter = (injected && streamed).then(Filter::new);
+    if filter.is_some() {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    let facts = facts(asked, ticket.status);
+    let body = TailBody::new(Parts {
+        client: client.clone(),
+        ticket,
+        route: asked.route,
+        facts,
+        filter,
+        exchange,
+        length,
+        streamed,
+    });
+    response.map(|()| OutBody::Stream(Box::new(body)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderMap;
+
+    fn answer(status: u16, body: &'static str) -> Buffered {
+        let head = ResponseHead {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            framing: Framing::None,
+            close: false,
+            keep_alive: Default::default(),
+        };
+        Buffered { head, body: Bytes::from_static(body.as_bytes()) }
+    }
+
+    #[test]
+    fn only_errors_of_the_node_are_tried_elsewhere() {
+        let cases = [
+            (
+                503,
+                r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#,
+                Some(Fault::NotTaken),
+            ),
+            (503, r#"{"error":{"code":503,"message":"Loading model"}}"#, Some(Fault::NotTaken)),
+            (500, r#"{"error":"model runner has unexpectedly stopped, this may be due to"}"#, Some(Fault::Broke)),
+            (500, r#"{"error":"llama-server process has terminated: exit status 2"}"#, Some(Fault::Broke)),
+            (500, r#"{"error":"model requires more system memory (9 GiB) than is available"}"#, Some(Fault::Broke)),
+            (500, r#"{"error":"option \"num_ctx\" must be of type integer"}"#, None),
+            (500, r#"{"error":"invalid format: \"xml\"; expected \"json\" or a valid JSON Schema object"}"#, None),
+            (502, "", Some(Fault::Broke)),
+            (404, r#"{"error":"model 'm' not found"}"#, Some(Fault::Lacks)),
+            (404, "404 page not found", None),
+        ];
+        for (status, body, expected) in cases {
+            assert_eq!(judge(&answer(status, body)), expected, "{status} {body}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Gathers a request's body, whole, within its bounds: `max_body`, `body_memory`, `request_body_idle`.
+//!
+//! A body is kept until the head of the answer has come, for a retry on another node. Nothing here knows JSON.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use hyper::body::{Body, Incoming};
+
+use crate::error::ProxyError;
+use crate::front::Client;
+use crate::shared::Shared;
+use crate::sync::{Arc, Ordering};
+use crate::worker::watch::Expiry;
+
+/// How long a body may wait in its socket for room in `body_memory`, milliseconds.
+const MEMORY_WAIT_MS: u64 = 30_000;
+
+/// What is reserved ahead of the bytes for a body of unknown or doubtful length.
+const FIRST_RESERVE: u64 = 64 * 1024;
+
+/// A body and its share of `body_memory`.
+#[derive(Debug)]
+pub struct Gathered {
+    /// All of it.
+    pub bytes: Bytes,
+    _share: Share,
+}
+
+/// Bytes counted against `body_memory`; given back on drop.
+#[derive(Debug)]
+struct Share {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Share {
+    /// Takes `more` bytes if they fit. A single body always fits into an empty account (`max_body` bounds it).
+    fn try_grow(&mut self, more: u64) -> bool {
+        let limit = self.shared.config.limits.body_memory_bytes;
+        let taken = self.shared.body_bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
+            (held == self.bytes || held + more <= limit).then_some(held + more)
+        });
+        if taken.is_ok() {
+            self.bytes += more;
+        }
+        taken.is_ok()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shared.body_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Reads the whole body.
+///
+/// # Errors
+/// Too large, too slow, broken, or no memory for it. Cancel safe: dropping gives the memory back.
+pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Incoming) -> Result<Gathered, ProxyError> {
+    let shared = client.worker.shared.clone();
+    let limit_bytes = shared.config.limits.max_body_bytes;
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit_bytes) {
+        return Err(ProxyError::BodyTooLarge { limit_bytes });
+    }
+    let mut share = Share { shared, bytes: 0 };
+    if incoming.is_end_stream() {
+        return Ok(Gathered { bytes: Bytes::new(), _share: share });
+    }
+    room(client, &mut share, announced.unwrap_or(FIRST_RESERVE)).await?;
+    arm_idle(client);
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(data) = next(client, &mut incoming).await? {
+        let length = (first.len() + all.len() + data.len()) as u64;
+        if length > limit_bytes {
+            return Err(ProxyError::BodyTooLarge { limit_bytes });
+        }
+        if length > share.bytes {
+            let more = (length - share.bytes).max(FIRST_RESERVE);
+            room(client, &mut share, more).await?;
+        }
+        arm_idle(client);
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            // Trust the announced length only as far as bytes have been paid for by the client.
+            let expected = announced.unwrap_or(0).min(length.saturating_mul(2)).max(length);
+            all.reserve(usize::try_from(expected).unwrap_or(0));
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    client.watch.disarm();
+    let bytes = if all.is_empty() { first } else { all.freeze() };
+    Ok(Gathered { bytes, _share: share })
+}
+
+fn arm_idle(client: &Client) {
+    client.watch.arm(Expiry::RequestBody, client.worker.clock.now() + client.worker.times.request_body_idle);
+}
+
+/// The next piece of the body; `None` at its end. Trailers are dropped.
+async fn next(client: &Client, incoming: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
+    loop {
+        let frame = std::future::poll_fn(|cx| {
+            if client.watch.fired() == Some(Expiry::RequestBody) {
+                return Poll::Ready(Err(ProxyError::BodySlow));
+            }
+            Pin::new(&mut *incoming).poll_frame(cx).map(Ok)
+        })
+        .await?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(ProxyError::BodyBroken { cause: error.to_string() }),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Waits for room in `body_memory`; meanwhile the body stays unread in its socket.
+async fn room(client: &Rc<Client>, share: &mut Share, more: u64) -> Result<(), ProxyError> {
+    if share.try_grow(more) {
+        return Ok(());
+    }
+    client.watch.arm(Expiry::BodyMemory, client.worker.clock.now() + MEMORY_WAIT_MS);
+    std::future::poll_fn(|_: &mut Context<'_>| {
+        if share.try_grow(more) {
+            return Poll::Ready(Ok(()));
+        }
+        if client.watch.fired() == Some(Expiry::BodyMemory) {
+            return Poll::Ready(Err(ProxyError::BodyMemoryFull));
+        }
+        // The tick wakes whoever stands in this list.
+        client.worker.memory_waiters.borrow_mut().push(Rc::downgrade(&client.watch));
+        Poll::Pending
+    })
+    .await
+}

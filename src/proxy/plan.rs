@@ -1,0 +1,79 @@
+//! Where a request may go, by what its body says; pure but for the Snapshot it is given.
+//!
+//! What a node that is up would word itself (broken JSON, a missing model) is forwarded, never worded here (contract,
+//! rule 2). What no node can answer is refused in Ollama's words.
+
+use crate::dialect::name::{self, NameError, Source};
+use crate::dialect::{Route, texts};
+use crate::error::ProxyError;
+use crate::fleet::Snapshot;
+use crate::proxy::asked::Asked;
+
+/// Where a request may go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Plan {
+    /// To a node that has this model, with a slot.
+    Model(Box<str>),
+    /// To any Ollama node that is up, which will word the error.
+    Anywhere,
+    /// To a node that may talk to the cloud.
+    Cloud,
+    /// To every node that has this model loaded.
+    Unload(Box<str>),
+    /// To a node that has this model, without a slot.
+    Details(Box<str>),
+}
+
+/// A plan, or that nothing is known of the name in this generation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Drawn {
+    /// Go.
+    Plan(Plan),
+    /// Unknown here: worth asking the nodes once more.
+    Unknown(Box<str>),
+}
+
+/// Draws the plan of a request.
+///
+/// # Errors
+/// The request can be refused without any node: a conflict in the name, a pass-through that names no model.
+pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
+    let plan = |plan| Ok(Drawn::Plan(plan));
+    let route = asked.route;
+    let Some(sent) = asked.model.as_deref().filter(|_| asked.readable) else { return plan(Plan::Anywhere) };
+    let key = name::key(sent);
+    if snapshot.models.contains_key(&key) {
+        return plan(known(asked, key));
+    }
+    match name::parse(sent) {
+        Err(NameError::Missing | NameError::Invalid) => plan(Plan::Anywhere),
+        Err(why @ NameError::Conflict) => Err(ProxyError::Refused(texts::bad_name(route, sent, why))),
+        Ok(name) if name.source == Source::Cloud => {
+            if snapshot.nodes.iter().any(|node| node.cloud) {
+                plan(Plan::Cloud)
+            } else {
+                Err(ProxyError::Refused(texts::cloud_disabled(route)))
+            }
+        }
+        Ok(_) => Ok(Drawn::Unknown(key)),
+    }
+}
+
+/// What to do with a model of the Snapshot.
+fn known(asked: &Asked, key: Box<str>) -> Plan {
+    match asked.route {
+        Route::Show => Plan::Details(key),
+        _ if asked.unload => Plan::Unload(key),
+        _ => Plan::Model(key),
+    }
+}
+
+/// The answer when no node, up or down, has the name: 404 in the words of the route, or 503 while a node that might
+/// have it has never been reached.
+#[must_use]
+pub fn unknown(snapshot: &Snapshot, route: Route, sent: &str) -> ProxyError {
+    if snapshot.incomplete || !snapshot.ready {
+        return ProxyError::NodesDown { model: sent.to_owned() };
+    }
+    ProxyError::Refused(texts::unknown_model(route, sent))
+}

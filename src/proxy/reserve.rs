@@ -1,0 +1,268 @@
+//! Finds a node and a slot: at once where one is free, else by waiting in the model's queue (late binding).
+//!
+//! Called before each attempt. Cancel safe: a caller that goes away leaves the queue, and a slot granted to it in the
+//! meantime goes to the next. Each decision loads the Snapshot once (I5).
+
+use std::rc::Rc;
+use std::task::Poll;
+
+use crate::config::NodeKind;
+use crate::dialect::Route;
+use crate::error::ProxyError;
+use crate::fleet::{Model, NodeView, Snapshot, Target};
+use crate::front::Client;
+use crate::ids::NodeId;
+use crate::proxy::asked::Asked;
+use crate::proxy::plan::Plan;
+use crate::proxy::ticket::Ticket;
+use crate::routing::{self, AnyAsk, Ask, Choice};
+use crate::shared::Phase;
+use crate::slots::{Cell, Grant, Pair, Permit, Queue, Taken, Waiting};
+use crate::sync::Arc;
+use crate::worker::Worker;
+use crate::worker::watch::Expiry;
+
+/// Nodes one request tries at most.
+pub(super) const TRIES_MAX: usize = 3;
+
+/// The nodes that a request has tried in vain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tried {
+    nodes: [NodeId; TRIES_MAX],
+    count: usize,
+}
+
+impl Default for Tried {
+    fn default() -> Self {
+        Self { nodes: [NodeId::NONE; TRIES_MAX], count: 0 }
+    }
+}
+
+impl Tried {
+    /// Remembers one more.
+    pub(super) fn add(&mut self, node: NodeId) {
+        if let Some(place) = self.nodes.get_mut(self.count) {
+            *place = node;
+            self.count += 1;
+        }
+    }
+
+    /// How many.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// None yet.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Those tried.
+    #[must_use]
+    pub(super) fn nodes(&self) -> &[NodeId] {
+        &self.nodes[..self.count]
+    }
+}
+
+/// A node to send to.
+pub(super) struct Reserved {
+    /// Which.
+    pub(super) node: NodeId,
+    /// Where.
+    pub(super) target: Arc<Target>,
+    /// What it speaks.
+    pub(super) kind: NodeKind,
+    /// The slot; `None` for requests that need none.
+    pub(super) permit: Option<Permit>,
+    /// Counters of (node, model).
+    pub(super) pair: Arc<Pair>,
+}
+
+enum Now {
+    Go(Reserved),
+    Wait(Arc<Queue>),
+}
+
+/// Finds a node, waiting for a slot if it must.
+///
+/// # Errors
+/// Nothing that is up can serve it, the queue is full, or waiting took too long.
+pub(super) async fn reserve(
+    client: &Rc<Client>,
+    ticket: &mut Ticket,
+    asked: &Asked,
+    plan: &Plan,
+    tried: &Tried,
+) -> Result<Reserved, ProxyError> {
+    let worker = &client.worker;
+    let longest = asked.max_wait_ms.map_or(worker.times.queue_wait, |own| own.min(worker.times.queue_wait));
+    let deadline = worker.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
+    loop {
+        let queue = match now(worker, ticket, asked, plan, tried)? {
+            Now::Go(reserved) => {
+                ticket.node = reserved.node;
+                ticket.pair = Some(reserved.pair.clone());
+                return Ok(reserved);
+            }
+            Now::Wait(queue) => queue,
+        };
+        let waits_from_us = worker.clock.now_us();
+        let granted = wait(client, &queue, asked, plan, tried, deadline).await;
+        client.watch.disarm();
+        ticket.queue_us += worker.clock.now_us().saturating_sub(waits_from_us);
+        let (cell, taken) = granted?;
+        if let Some(reserved) = accept(worker, plan, cell, taken) {
+            ticket.node = reserved.node;
+            ticket.pair = Some(reserved.pair.clone());
+            return Ok(reserved);
+        }
+    }
+}
+
+fn nodes_down(asked: &Asked) -> ProxyError {
+    ProxyError::NodesDown { model: asked.model_name().to_owned() }
+}
+
+/// Decides and takes, or says where to wait.
+fn now(worker: &Rc<Worker>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried: &Tried) -> Result<Now, ProxyError> {
+    worker.with_snapshot(|snapshot| match plan {
+        Plan::Model(key) => {
+            let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
+            ticket.model = model.id;
+            with_slot(worker, snapshot, model, asked, tried)
+        }
+        Plan::Details(key) | Plan::Unload(key) => {
+            let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
+            ticket.model = model.id;
+            details(snapshot, model, asked, tried).map(Now::Go)
+        }
+        Plan::Anywhere | Plan::Cloud => {
+            let cloud = *plan == Plan::Cloud;
+            let any = AnyAsk { kind: Some(NodeKind::Ollama), cloud, tried: tried.nodes() };
+            let node = routing::pick_any(snapshot, &any).ok_or_else(|| nodes_down(asked))?;
+            let view = &snapshot.nodes[node.0 as usize];
+            let permit = Permit::new(view.any.clone(), worker.id, Taken::Warm);
+            Ok(Now::Go(reserved(view, Some(permit), view.any.clone())))
+        }
+    })
+}
+
+fn reserved(view: &NodeView, permit: Option<Permit>, pair: Arc<Pair>) -> Reserved {
+    Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair }
+}
+
+fn ask<'t>(worker: &Worker, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
+    Ask {
+        native: asked.native(),
+        tried: tried.nodes(),
+        now: worker.clock.now(),
+        spill_after: worker.times.cold_spill_after,
+    }
+}
+
+fn with_slot(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    model: &Arc<Model>,
+    asked: &Asked,
+    tried: &Tried,
+) -> Result<Now, ProxyError> {
+    match routing::pick(snapshot, model, &ask(worker, asked, tried)) {
+        Choice::Go { candidate, taken } => {
+            let candidate = &model.candidates[candidate];
+            let permit = Permit::new(candidate.pair.clone(), worker.id, taken);
+            let view = &snapshot.nodes[candidate.node.0 as usize];
+            Ok(Now::Go(reserved(view, Some(permit), candidate.pair.clone())))
+        }
+        Choice::Wait => Ok(Now::Wait(model.queue.clone())),
+        Choice::NoNode => Err(no_node(model, asked)),
+    }
+}
+
+/// Nothing that is up can serve it: because of the dialect, or because those that could are down.
+fn no_node(model: &Model, asked: &Asked) -> ProxyError {
+    let all_openai = !model.candidates.is_empty() && model.candidates.iter().all(|one| one.kind == NodeKind::OpenAi);
+    if asked.native() && all_openai {
+        ProxyError::OnlyOpenAi { model: asked.model_name().to_owned(), instead: openai_counterpart(asked.route) }
+    } else {
+        nodes_down(asked)
+    }
+}
+
+/// The `/v1` route that serves the same purpose.
+fn openai_counterpart(route: Route) -> &'static str {
+    match route {
+        Route::Generate => "/v1/completions",
+        Route::Embed | Route::Embeddings => "/v1/embeddings",
+        _ => "/v1/chat/completions",
+    }
+}
+
+/// The first node (in configuration order, so that answers do not flap) that is up and has the model.
+fn details(snapshot: &Snapshot, model: &Model, asked: &Asked, tried: &Tried) -> Result<Reserved, ProxyError> {
+    let fits = |one: &&crate::fleet::Candidate| {
+        one.up && (!asked.native() || one.kind == NodeKind::Ollama) && !tried.nodes().contains(&one.node)
+    };
+    let candidate = model.candidates.iter().find(fits).ok_or_else(|| no_node(model, asked))?;
+    Ok(reserved(&snapshot.nodes[candidate.node.0 as usize], None, candidate.pair.clone()))
+}
+
+/// Waits for a slot of this model.
+async fn wait(
+    client: &Rc<Client>,
+    queue: &Arc<Queue>,
+    asked: &Asked,
+    plan: &Plan,
+    tried: &Tried,
+    deadline: u64,
+) -> Result<(Arc<Cell>, Taken), ProxyError> {
+    let worker = &client.worker;
+    let full = |_| ProxyError::QueueFull { drain_ms: drain_ms(queue) };
+    let mut waiting = Waiting::join(queue, ask(worker, asked, tried).wants()).map_err(full)?;
+    client.watch.arm(Expiry::QueueWait, deadline);
+    let granted = std::future::poll_fn(|cx| {
+        if client.watch.fired() == Some(Expiry::QueueWait) {
+            return Poll::Ready(Err(ProxyError::QueueTimeout));
+        }
+        if worker.shared.phase() >= Phase::Draining {
+            return Poll::Ready(Err(ProxyError::Draining));
+        }
+        waiting.poll_grant(cx, &mut || free_cell(worker, asked, plan, tried)).map(Ok)
+    });
+    match granted.await? {
+        Grant::Slot { cell, taken } => Ok((cell, taken)),
+        Grant::Refused => Err(nodes_down(asked)),
+    }
+}
+
+/// Takes a slot that is free by now, for whoever stands first in the queue.
+fn free_cell(worker: &Worker, asked: &Asked, plan: &Plan, tried: &Tried) -> Option<Arc<Cell>> {
+    let Plan::Model(key) = plan else { return None };
+    worker.with_snapshot(|snapshot| {
+        let model = snapshot.models.get(key)?;
+        routing::take_for_waiter(snapshot, model, &ask(worker, asked, tried))
+    })
+}
+
+/// The node and counters that belong to a granted slot; gives the slot back if the model is gone from there.
+fn accept(worker: &Rc<Worker>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Option<Reserved> {
+    let Plan::Model(key) = plan else { return None };
+    let found = worker.with_snapshot(|snapshot| {
+        let model = snapshot.models.get(key)?;
+        let candidate = &model.candidates[routing::candidate_of(model, &cell)?];
+        Some((candidate.pair.clone(), snapshot.nodes[candidate.node.0 as usize].clone()))
+    });
+    let Some((pair, view)) = found else {
+        cell.release();
+        return None;
+    };
+    let permit = Permit::new(pair.clone(), worker.id, taken);
+    Some(reserved(&view, Some(permit), pair))
+}
+
+/// A guess at when the queue will have drained: a second for each that waits before.
+fn drain_ms(queue: &Queue) -> u64 {
+    u64::from(queue.len()) * 1000
+}

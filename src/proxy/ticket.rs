@@ -1,0 +1,111 @@
+//! One Outcome per request (I2): a ticket is drawn when the request arrives and is always handed in.
+//!
+//! Whoever ends the request hands it in with [`Ticket::end`]; if nobody does, because hyper dropped the future or the
+//! body when the client left, dropping it records `client gone`.
+
+use std::rc::Rc;
+
+use crate::dialect::Route;
+use crate::ids::{KeyId, ModelId, NodeId};
+use crate::proxy::tail::TailReport;
+use crate::slots::Pair;
+use crate::sync::Arc;
+use crate::usage::{Ending, Outcome};
+use crate::worker::Worker;
+
+/// What is known of a request until it ends.
+pub struct Ticket {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// Its route.
+    pub route: Route,
+    /// The router key it came with.
+    pub key: KeyId,
+    /// The model it asked for, as far as known.
+    pub model: ModelId,
+    /// The node tried last.
+    pub node: NodeId,
+    /// Counters of (node, model) to which its tokens go.
+    pub pair: Option<Arc<Pair>>,
+    /// Status of the answer, once there is one.
+    pub status: u16,
+    /// Waited for slots so far, microseconds.
+    pub queue_us: u64,
+    arrived_us: u64,
+    first_byte_us: u64,
+    open: bool,
+}
+
+impl Ticket {
+    /// Draws a ticket.
+    #[must_use]
+    pub fn draw(worker: &Rc<Worker>, key: KeyId, route: Route) -> Self {
+        Self {
+            worker: worker.clone(),
+            route,
+            key,
+            model: ModelId::UNKNOWN,
+            node: NodeId::NONE,
+            pair: None,
+            status: 0,
+            queue_us: 0,
+            arrived_us: worker.clock.now_us(),
+            first_byte_us: 0,
+            open: true,
+        }
+    }
+
+    /// Microseconds since the request arrived.
+    #[must_use]
+    pub fn age_us(&self) -> u64 {
+        self.worker.clock.now_us().saturating_sub(self.arrived_us)
+    }
+
+    /// The first byte of the node's answer is here.
+    pub fn first_byte(&mut self) {
+        if self.first_byte_us == 0 {
+            self.first_byte_us = self.age_us().max(1);
+        }
+    }
+
+    /// Whether a byte of the answer came.
+    #[must_use]
+    pub fn has_first_byte(&self) -> bool {
+        self.first_byte_us != 0
+    }
+
+    /// Takes it back unused: the request turned out not to be one for a node.
+    pub fn withdraw(mut self) {
+        self.open = false;
+    }
+
+    /// Hands it in; later calls change nothing.
+    pub fn end(&mut self, ending: Ending, report: &TailReport) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let outcome = Outcome {
+            minute: self.worker.clock.minute(),
+            node: self.node,
+            model: self.model,
+            key: self.key,
+            ending,
+            status: self.status,
+            count: report.count,
+            load_ns: report.load_ns,
+            prompt_eval_ns: report.prompt_eval_ns,
+            eval_ns: report.eval_ns,
+            queue_us: self.queue_us,
+            first_byte_us: self.first_byte_us,
+            total_us: self.age_us(),
+        };
+        self.worker.recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
+        self.worker.shared.access.note(&outcome, self.route);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.end(Ending::ClientGone, &TailReport::default());
+    }
+}

@@ -1,0 +1,142 @@
+//! An unload frees the model everywhere: one Ollama would, so a fleet must.
+//!
+//! Goes to every node that is up and has the model loaded or loading (to one that merely has it, if there is none: its
+//! answer is harmless). Answers with the first 200; 404 only if all say so. Not cancelled when the client leaves.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode};
+
+use crate::config::NodeKind;
+use crate::error::ProxyError;
+use crate::fleet::Target;
+use crate::front::Client;
+use crate::front::answer::OutBody;
+use crate::http1::{RequestHead, encode_request};
+use crate::ids::NodeId;
+use crate::proxy::asked::Asked;
+use crate::proxy::headers;
+use crate::proxy::hold::Hold;
+use crate::proxy::lingering::Leave;
+use crate::proxy::tail::TailReport;
+use crate::proxy::ticket::Ticket;
+use crate::proxy::upstream::Outgoing;
+use crate::sync::{Arc, spawn_local};
+use crate::usage::Ending;
+use crate::worker::Worker;
+
+/// An unload's answer is one short object.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// A node's answer.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Sends the unload to every node that has the model loaded.
+///
+/// # Errors
+/// No node that is up has the model, or none answered.
+pub(super) async fn everywhere(
+    client: &Rc<Client>,
+    mut ticket: Ticket,
+    asked: &Asked,
+    model: &str,
+) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
+    let worker = &client.worker;
+    let nodes = targets(worker, &mut ticket, model);
+    if nodes.is_empty() {
+        return Err((ticket, ProxyError::NodesDown { model: asked.model_name().to_owned() }));
+    }
+    let (answers, arriving) = flume::bounded(nodes.len());
+    for (node, target) in nodes {
+        ticket.node = node;
+        let exchange = worker.upstreams.begin(node, &target, request(worker, asked, &target), Hold(None), Leave::Close);
+        let answers = answers.clone();
+        let reports = worker.reports.clone();
+        spawn_local(async move {
+            let _ = answers.send(answer(exchange).await);
+            reports.unloaded(node);
+        });
+    }
+    drop(answers);
+    let mut worst: Option<Answer> = None;
+    while let Ok(answer) = arriving.recv_async().await {
+        let Some(answer) = answer else { continue };
+        if answer.status == StatusCode::OK {
+            return Ok(forward(ticket, answer));
+        }
+        // Anything but 404 says more than 404.
+        if worst.as_ref().is_none_or(|worst| worst.status == StatusCode::NOT_FOUND) {
+            worst = Some(answer);
+        }
+    }
+    match worst {
+        Some(answer) => Ok(forward(ticket, answer)),
+        None => Err((ticket, ProxyError::Unanswered { model: asked.model_name().to_owned() })),
+    }
+}
+
+fn targets(worker: &Worker, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Arc<Target>)> {
+    worker.with_snapshot(|snapshot| {
+        let Some(model) = snapshot.models.get(model) else { return Vec::new() };
+        ticket.model = model.id;
+        let usable = || model.candidates.iter().filter(|one| one.up && one.kind == NodeKind::Ollama);
+        let target = |node: NodeId| (node, snapshot.nodes[node.0 as usize].target.clone());
+        let loaded = usable().filter(|one| {
+            let view = one.pair.cell.view();
+            view.loaded || view.loading
+        });
+        let mut nodes: Vec<_> = loaded.map(|one| target(one.node)).collect();
+        if nodes.is_empty() {
+            nodes.extend(usable().next().map(|one| target(one.node)));
+        }
+        nodes
+    })
+}
+
+fn request(worker: &Worker, asked: &Asked, target: &Target) -> Outgoing {
+    let mut head = worker.upstreams.buffer();
+    let path = format!("{}{}", target.base_path, asked.target);
+    encode_request(
+        &mut head,
+        &RequestHead {
+            method: &asked.method,
+            target: &path,
+            host: &target.host,
+            headers: &asked.headers,
+            bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
+            content_length: Some(asked.body.len() as u64),
+        },
+    );
+    Outgoing::new(&asked.method, head, asked.body.clone())
+}
+
+async fn answer(mut exchange: crate::proxy::upstream::Exchange<Hold>) -> Option<Answer> {
+    let head = exchange.head().await.ok()?;
+    let mut body = BytesMut::new();
+    while let Some(data) = poll_fn(|cx| exchange.poll_data(cx)).await {
+        body.extend_from_slice(&data.ok()?);
+        if body.len() > ANSWER_BYTES_MAX {
+            return None;
+        }
+    }
+    let mut headers = head.headers;
+    headers::to_client(&mut headers);
+    headers.remove(http::header::CONTENT_LENGTH);
+    Some(Answer { status: head.status, headers, body: body.freeze() })
+}
+
+fn forward(mut ticket: Ticket, answer: Answer) -> Response<OutBody> {
+    ticket.status = answer.status.as_u16();
+    ticket.first_byte();
+    ticket.end(Ending::Completed, &TailReport::default());
+    let mut response = Response::new(OutBody::Whole((!answer.body.is_empty()).then_some(answer.body)));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
