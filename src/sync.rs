@@ -20,6 +20,9 @@ pub use loom::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 
+/// Bounded rings; crossbeam's own under loom too, where no model runs through them.
+pub use crossbeam::queue::ArrayQueue;
+
 #[cfg(not(proxy_loom))]
 pub use crossbeam::queue::SegQueue;
 
@@ -95,4 +98,12 @@ pub fn spawn_thread<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<std::thread::JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// Handle of a thread from [`spawn_thread`].
+pub type ThreadHandle<T> = std::thread::JoinHandle<T>;
+
+/// Puts this thread to sleep: for the ledger's tick (a plain sleep costs no futex), never on a worker.
+pub fn sleep(duration: std::time::Duration) {
+    std::thread::sleep(duration);
 }

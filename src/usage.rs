@@ -5,12 +5,19 @@
 //! batches to the store thread, the only LMDB writer. Must never block a worker.
 
 pub mod answers;
+pub mod core;
 pub mod counters;
+mod dictionary;
+pub mod fold;
 pub mod ledger;
+pub mod memory;
 pub mod meters;
 pub mod names;
+mod query;
 pub mod recorder;
 pub mod series;
+pub mod store;
+pub mod writer;
 
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
 

@@ -1,13 +1,82 @@
-//! The ledger's handle (its threads follow).
+//! The ledger: what every request came to, by minute, node, model and key, kept in LMDB.
+//!
+//! Started by `main`; asked by the monitoring routes through the [`Ledger`] handle; fed by the workers' rings. Must
+//! never make a worker wait, and never lose more than one tick to a SIGKILL (I3, I4, I11).
+//!
+//! # Who does what
+//! ```text
+//! worker:        Recorder -> counters (exact for ever), ring (one event per request)
+//! ledger thread: each tick: rings -> fold (core.rs, fold.rs) -> one batch -> store thread
+//! store thread:  batch -> absolute rows -> one LMDB transaction (writer.rs, store.rs); folds days; answers questions
+//! ```
+//! The ledger thread sleeps one tick and takes what is there: nobody wakes it, and it never waits for the disk. At most
+//! one batch is out; meanwhile it folds on in memory, up to 64 MiB of rows (fold.rs says what happens beyond).
+//!
+//! # What is stored
+//! Directory `ledger` in the data directory: `data.mdb` and `lock.mdb` of LMDB, and `held`, locked for as long as a
+//! process has the store (its content, a process id, is for people). Never on a network file system.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | `schema` | u32, 1 |
+//! | `meta` | `folded_before` | u32, first minute that was never folded |
+//! | `dictionary` | kind u8 (1 node, 2 model, 3 router key), id u32 | the name, UTF-8 |
+//! | `pairs` | node, model | u32, place in the order in which pairs first had tokens |
+//! | `totals` | node, model, key | row: all time |
+//! | `minutes_by_time` | minute, node, model, key | row |
+//! | `minutes_by_model` | model, minute, node, key | the same row |
+//! | `days_by_time` | day, node, model, key | row: what was folded out of that day's minutes |
+//! | `days_by_model` | model, day, node, key | the same row |
+//!
+//! Parts of keys are u32; all numbers are big-endian. A row is 138 bytes: version (1), flags (bit 0: far from the newest
+//! minute), 17 u64 (series.rs). Minutes and days count from 1970 in UTC. Ids are the ledger's own, given out from 16
+//! and never reused; below: 0 none or unknown, 1 other. A minute costs one row per (node, model, key), however many
+//! requests it saw. Every request stands in exactly one minute row or day row, and in its total.
+//!
+//! # Rules
+//! - A row is written as an absolute sum. Its first touch in memory reads what is stored and adds, so a restart or a
+//!   clock step within a minute overwrites nothing, and a batch written twice counts once.
+//! - An event more than an hour from the newest minute is kept and its minute flagged. An event of a folded minute adds
+//!   to the day.
+//! - Nothing is written when nothing changed.
+//! - A commit flushes once (no meta sync): a loss of power may take back the last one, never tear it. The shutdown
+//!   syncs.
+//! - The map reserves 64 GiB of address space, halved down to 1 GiB where that is refused; a full map doubles.
+//! - A directory that cannot be written is served from memory and tried again each second. A store held by a live
+//!   process, a newer schema or a damaged file end the start, unless `ledger.required` is false.
+//!
+//! # Who deletes
+//! The fold alone: minutes go into their days on request (`trim_old` of the ancestor's route) and, older than
+//! `ledger.fold_after`, each hour. Totals, days and names are never deleted.
+//!
+//! # Versions
+//! A newer schema is refused before a byte is written; an older one is migrated on a copy (none exists yet).
+//! `tests/fixtures/ledger-v1` holds a store of this format that every later herdgate must open.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use super::answers::{Health, ModelStats, NamedRow, Span, TokenCount};
+use super::core::{Command, Core, Links, Next, Shown};
+use super::fold::ROWS_MAX;
+use super::memory::MemoryStore;
 use super::names::Names;
 use super::recorder::Ring;
+use super::store::LmdbStore;
+use super::writer::{Ask, Desk, Opener, Reply, Writer};
 use crate::clock::Clock;
 use crate::config::LedgerConfig;
-use crate::sync::Arc;
+use crate::sync::{self, Arc, ThreadHandle};
+
+/// Messages that may wait for the ledger thread; a further sender waits for its turn.
+const COMMANDS_MAX: usize = 64;
+/// Jobs that may wait for the store thread: one batch, and questions.
+const JOBS_MAX: usize = 64;
+/// Days that `fold` keeps when it is asked for none.
+const FOLD_DAYS: u64 = 30;
+const DAY_MS: u64 = 86_400_000;
 
 /// What the ledger is started with.
 #[derive(Clone, Debug)]
@@ -28,13 +97,13 @@ pub struct Setup {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another live process holds the store (exit code 75).
-    #[error("the ledger in {path} is held by another process")]
+    #[error("the ledger in {} is held by another process", path.display())]
     Held {
         /// The store's directory.
         path: PathBuf,
     },
     /// A newer herdgate wrote the store.
-    #[error("the ledger in {path} has schema {found}, this herdgate knows {known}: it is left untouched")]
+    #[error("the ledger in {} has schema {found}, this herdgate knows {known}: it is left untouched", path.display())]
     Newer {
         /// The store's directory.
         path: PathBuf,
@@ -44,7 +113,7 @@ pub enum LedgerError {
         known: u32,
     },
     /// The store is damaged, or not a ledger.
-    #[error("the ledger in {path} is damaged: {reason}")]
+    #[error("the ledger in {} is damaged: {reason}", path.display())]
     Damaged {
         /// The store's directory.
         path: PathBuf,
@@ -65,17 +134,27 @@ pub enum LedgerError {
     Closed,
 }
 
-/// A handle to the running ledger; clones share it.
+/// A handle to the running ledger; clones share it. When the last one is gone the ledger flushes and ends.
 #[derive(Clone, Debug)]
-pub struct Ledger {}
+pub struct Ledger {
+    commands: flume::Sender<Command>,
+    shown: Arc<Shown>,
+}
 
 /// The ledger's threads, to be joined after [`Ledger::shutdown`].
 #[derive(Debug)]
-pub struct LedgerThreads {}
+pub struct LedgerThreads {
+    ledger: ThreadHandle<()>,
+    store: ThreadHandle<()>,
+}
 
 impl LedgerThreads {
-    /// Waits until both threads have ended. Blocks: call it last, from `main`.
-    pub fn join(self) {}
+    /// Waits until both threads have ended. Blocks, for as long as the disk does: call it last, from `main`.
+    pub fn join(self) {
+        // A thread that panicked has said so on stderr; there is nothing left to save here.
+        let _ = self.ledger.join();
+        let _ = self.store.join();
+    }
 }
 
 impl Ledger {
@@ -85,29 +164,66 @@ impl Ledger {
     /// [`LedgerError::Held`], [`LedgerError::Newer`] and [`LedgerError::Damaged`] unless `ledger.required` is false. A
     /// directory that cannot be written is no error: the ledger runs in memory until it can.
     pub fn start(setup: Setup) -> Result<(Self, LedgerThreads), LedgerError> {
-        let _ = setup;
-        Ok((Self {}, LedgerThreads {}))
+        let mut writer = Writer::new(setup.names, opener(setup.data));
+        let opened = match writer.open() {
+            Ok(opened) => opened,
+            Err(error) if setup.config.required && !matches!(error, LedgerError::Unavailable { .. }) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the ledger is kept in memory until its store can be had");
+                None
+            }
+        };
+        let (commands_tx, commands) = flume::bounded(COMMANDS_MAX);
+        let (jobs, jobs_rx) = flume::bounded(JOBS_MAX);
+        let (reports_tx, reports) = flume::bounded(JOBS_MAX);
+        let shown = Arc::new(Shown::default());
+        let links = Links {
+            rings: setup.rings,
+            clock: setup.clock,
+            commands,
+            jobs,
+            reports,
+            shown: shown.clone(),
+            tick: setup.config.tick,
+            fold_after: setup.config.fold_after,
+            rows_max: ROWS_MAX,
+        };
+        let core = Core::new(links, opened);
+        let desk = Desk::new(writer, jobs_rx, reports_tx);
+        let failed = |error: std::io::Error| LedgerError::Unavailable { reason: error.to_string() };
+        let store = sync::spawn_thread("store", move || desk.run()).map_err(failed)?;
+        let ledger = sync::spawn_thread("ledger", move || run(core)).map_err(failed)?;
+        Ok((Self { commands: commands_tx, shown }, LedgerThreads { ledger, store }))
     }
 
-    /// All-time tokens per (node, model) as they were when the store was opened, in order of first sight: the base of
-    /// `/api/usage`, to which this process' counters add. Empty until a store could be had.
+    /// A handle that talks to a core run by the caller: for tests and benches without threads.
+    #[must_use]
+    pub fn attach(commands: flume::Sender<Command>, shown: Arc<Shown>) -> Self {
+        Self { commands, shown }
+    }
+
+    /// All-time tokens per (node, model) as they were when the store was first opened, in order of first sight: the
+    /// base of `/api/usage`, to which this process' counters add. Empty until a store could be had.
     #[must_use]
     pub fn base(&self) -> Arc<Vec<TokenCount>> {
-        Arc::new(Vec::new())
+        self.shown.base.load_full()
     }
 
     /// How the ledger is doing, as of its last tick.
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
-        Arc::new(Health::default())
+        self.shown.health.load_full()
     }
 
-    /// All-time tokens per (node, model) that ever had any, in order of first sight, everything drained so far included.
+    /// All-time tokens per (node, model) that ever had any, in order of first sight, everything recorded before the
+    /// call included. Answers within a tick or two.
     ///
     /// # Errors
     /// [`LedgerError::Busy`] after 5 s, [`LedgerError::Closed`] after the end, the store's own. Cancel safe.
     pub async fn token_counts(&self) -> Result<Vec<TokenCount>, LedgerError> {
-        Err(LedgerError::Closed)
+        self.call(|reply| Command::Ask(Ask::TokenCounts(reply))).await
     }
 
     /// One model by its exact display name.
@@ -115,27 +231,26 @@ impl Ledger {
     /// # Errors
     /// As [`Ledger::token_counts`]. Cancel safe.
     pub async fn stats(&self, model: &str) -> Result<ModelStats, LedgerError> {
-        let _ = model;
-        Err(LedgerError::Closed)
+        self.call(|reply| Command::Ask(Ask::Stats(model.into(), reply))).await
     }
 
-    /// Rows of a span, by time, then node, model, key, at most 50,000.
+    /// Rows of a span, by time, then node, model, key in the order of first sight, at most 50,000.
     ///
     /// # Errors
     /// As [`Ledger::token_counts`]. Cancel safe.
     pub async fn rows(&self, span: Span) -> Result<Vec<NamedRow>, LedgerError> {
-        let _ = span;
-        Err(LedgerError::Closed)
+        self.call(|reply| Command::Ask(Ask::Rows(span, reply))).await
     }
 
     /// Counts the (node, model, UTC day) groups with minutes older than `days` days (not positive: 30), and with `trim`
-    /// folds those minutes into their days. Folding twice changes nothing.
+    /// folds those minutes into their days. Folding again adds nothing.
     ///
     /// # Errors
     /// As [`Ledger::token_counts`]. Not undone when dropped.
     pub async fn fold(&self, days: i64, trim: bool) -> Result<u64, LedgerError> {
-        let _ = (days, trim);
-        Err(LedgerError::Closed)
+        let days = u64::try_from(days).ok().filter(|days| *days > 0).unwrap_or(FOLD_DAYS);
+        let keep_ms = days.saturating_mul(DAY_MS);
+        self.call(|reply| Command::Fold { keep_ms, trim, reply }).await
     }
 
     /// Waits until everything recorded before the call is in the store.
@@ -143,14 +258,42 @@ impl Ledger {
     /// # Errors
     /// The store's, when it cannot be written now (the rows stay in memory and are tried again). Cancel safe.
     pub async fn flush(&self) -> Result<(), LedgerError> {
-        Err(LedgerError::Closed)
+        self.call(Command::Flush).await
     }
 
     /// Final flush: drains the rings, writes, syncs to the disk, ends both threads. Call it when the workers are done.
     ///
     /// # Errors
-    /// The store's, when the last rows could not be written.
+    /// The store's, when the last rows could not be written after five attempts or 5 s.
     pub async fn shutdown(&self) -> Result<(), LedgerError> {
-        Err(LedgerError::Closed)
+        self.call(Command::Shutdown).await
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send_async(command(reply)).await.map_err(|_| LedgerError::Closed)?;
+        answer.await.map_err(|_| LedgerError::Closed)?
+    }
+}
+
+/// How the store in a data directory is opened, and opened again after a failure.
+#[must_use]
+pub fn opener(data: Option<PathBuf>) -> Opener {
+    match data {
+        Some(data) => {
+            let dir = data.join("ledger");
+            Box::new(move || Ok(Box::new(LmdbStore::open(&dir)?)))
+        }
+        None => Box::new(|| Ok(Box::new(MemoryStore::default()))),
+    }
+}
+
+/// The ledger thread. When it ends, the desk finds its channel closed and ends too.
+fn run(mut core: Core) {
+    loop {
+        match core.step() {
+            Next::Sleep(tick) => sync::sleep(tick.max(Duration::from_micros(100))),
+            Next::End => return,
+        }
     }
 }

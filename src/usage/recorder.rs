@@ -7,13 +7,11 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use crossbeam::queue::ArrayQueue;
-
 use super::Outcome;
 use super::counters::PairCounters;
 use super::meters::{Meters, Tally, WorkerMeters};
 use crate::ids::WorkerId;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, ArrayQueue, AtomicU64, Ordering};
 
 /// Events in a ring's first segment: 100 ms at ten thousand requests a second.
 const FIRST_SEGMENT: usize = 1024;

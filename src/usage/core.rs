@@ -1,0 +1,520 @@
+//! The ledger thread's half: one [`Core::step`] a tick drains the rings, folds, and keeps the store thread busy.
+//!
+//! Run by [`super::ledger`] on its own thread, and by tests and benches directly: a step never blocks, takes its time
+//! from the clock it was given, and hands jobs to a [`Desk`](super::writer::Desk) that the caller may serve, delay or
+//! stall. Must never wait for the store: events are folded in memory however long a commit takes.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::answers::{Health, StoreState, TokenCount};
+use super::fold::{Batch, Fold, ROWS_MAX};
+use super::ledger::LedgerError;
+use super::recorder::Ring;
+use super::series;
+use super::writer::{Ask, FoldJob, Folded, Job, Opened, Reply, Report};
+use crate::clock::{Clock, Millis};
+use crate::ids::UnixMinute;
+use crate::sync::Arc;
+
+/// How long after a failed commit or opening the next attempt is made.
+const RETRY_MS: Millis = 1_000;
+/// Who asked is told that the ledger is busy after this long: a commit hangs on a stalled disk.
+const PATIENCE_MS: Millis = 5_000;
+/// Attempts to write the last rows at shutdown; 100 ms apart.
+const LAST_ATTEMPTS: u32 = 5;
+/// How often minutes beyond `fold_after` fold on their own.
+const POLICY_EACH_MS: Millis = 3_600_000;
+/// The first time after the start.
+const POLICY_FIRST_MS: Millis = 60_000;
+/// Sleep while somebody waits for the store thread.
+const EAGER: Duration = Duration::from_millis(1);
+
+/// A message to the ledger thread.
+#[derive(Debug)]
+pub enum Command {
+    /// Answer a question.
+    Ask(Ask),
+    /// Say when everything recorded so far is in the store.
+    Flush(Reply<()>),
+    /// Count what is older, and fold it with `trim`.
+    Fold {
+        /// Milliseconds that stay.
+        keep_ms: u64,
+        /// Whether to fold what was counted.
+        trim: bool,
+        /// Where the count goes.
+        reply: Reply<u64>,
+    },
+    /// Write everything, sync, end.
+    Shutdown(Reply<()>),
+}
+
+/// What the caller of [`Core::step`] does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Sleep this long, then step again.
+    Sleep(Duration),
+    /// Nothing is left to do.
+    End,
+}
+
+/// What readers of any thread see of the ledger without asking it.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// Health as of the last step.
+    pub health: ArcSwap<Health>,
+    /// Totals at the first opening.
+    pub base: ArcSwap<Vec<TokenCount>>,
+}
+
+/// What a core is made with.
+#[derive(Debug)]
+pub struct Links {
+    /// One ring per worker.
+    pub rings: Vec<Arc<Ring>>,
+    /// Time.
+    pub clock: Clock,
+    /// Messages from handles.
+    pub commands: flume::Receiver<Command>,
+    /// To the desk.
+    pub jobs: flume::Sender<Job>,
+    /// From the desk.
+    pub reports: flume::Receiver<Report>,
+    /// Where state is shown.
+    pub shown: Arc<Shown>,
+    /// Sleep between steps.
+    pub tick: Duration,
+    /// Age at which minutes fold on their own; zero: never.
+    pub fold_after: Duration,
+    /// Bound on rows in memory; [`ROWS_MAX`] unless a test wants less.
+    pub rows_max: usize,
+}
+
+impl Links {
+    /// Links with the usual bounds.
+    #[must_use]
+    pub fn new(
+        (rings, clock): (Vec<Arc<Ring>>, Clock),
+        commands: flume::Receiver<Command>,
+        (jobs, reports): (flume::Sender<Job>, flume::Receiver<Report>),
+    ) -> Self {
+        Self {
+            rings,
+            clock,
+            commands,
+            jobs,
+            reports,
+            shown: Arc::default(),
+            tick: Duration::from_millis(100),
+            fold_after: Duration::ZERO,
+            rows_max: ROWS_MAX,
+        }
+    }
+}
+
+/// Someone who waits until what was recorded before them is written.
+#[derive(Debug)]
+struct Waiter {
+    mark: u64,
+    since: Millis,
+    reply: Reply<()>,
+}
+
+/// A fold in progress or waiting for its turn.
+#[derive(Debug)]
+struct FoldRun {
+    /// What must be written first, so that the fold sees it.
+    mark: u64,
+    since: Millis,
+    keep_ms: u64,
+    trim: bool,
+    /// The groups, once counted, and the cut, once begun.
+    begun: Option<(u64, UnixMinute)>,
+    reply: Option<Reply<u64>>,
+}
+
+/// The end, in progress.
+#[derive(Debug)]
+struct Ending {
+    reply: Option<Reply<()>>,
+    since: Millis,
+    attempts: u32,
+    /// The sync came back, and nothing was written since.
+    synced: bool,
+    last_error: Option<LedgerError>,
+}
+
+/// The ledger thread's state.
+#[derive(Debug)]
+pub struct Core {
+    links: Links,
+    fold: Fold,
+    /// A batch, a slice of a fold or the sync is with the store thread; one at a time.
+    busy: bool,
+    /// The last job was a batch: slices of a fold take turns with batches.
+    wrote_last: bool,
+    retry_at: Millis,
+    first_opened: bool,
+    asks: VecDeque<(Ask, Millis)>,
+    flushes: Vec<Waiter>,
+    folds: VecDeque<FoldRun>,
+    policy_at: Millis,
+    ending: Option<Ending>,
+    health: Health,
+}
+
+impl Core {
+    /// A core; `opened` is what the store said if it is open already.
+    #[must_use]
+    pub fn new(links: Links, opened: Option<Opened>) -> Self {
+        let now = links.clock.now();
+        let mut core = Self {
+            fold: Fold::new(links.rows_max),
+            busy: false,
+            wrote_last: false,
+            retry_at: now,
+            first_opened: false,
+            asks: VecDeque::new(),
+            flushes: Vec::new(),
+            folds: VecDeque::new(),
+            policy_at: now + POLICY_FIRST_MS,
+            ending: None,
+            health: Health::default(),
+            links,
+        };
+        if let Some(opened) = opened {
+            core.opened(opened, now);
+        }
+        core.show();
+        core
+    }
+
+    /// One tick's work. Never blocks.
+    pub fn step(&mut self) -> Next {
+        let now = self.links.clock.now();
+        self.fold.begin_step(now);
+        self.take_reports(now);
+        // Commands before rings: whoever recorded and then asked finds the record in this drain.
+        self.take_commands(now);
+        self.drain_rings(now);
+        self.mark_waiters();
+        self.answer_written();
+        self.lose_patience(now);
+        let ended = self.end(now);
+        if !ended && !self.busy {
+            self.give_job(now);
+        }
+        self.show();
+        if ended {
+            return Next::End;
+        }
+        let awaited = !self.asks.is_empty() || !self.flushes.is_empty() || !self.folds.is_empty();
+        Next::Sleep(if awaited || self.ending.is_some() { EAGER.min(self.links.tick) } else { self.links.tick })
+    }
+
+    fn drain_rings(&mut self, now: Millis) {
+        let fold = &mut self.fold;
+        for ring in &self.links.rings {
+            ring.drain(|event| fold.add(event, now));
+        }
+    }
+
+    fn take_commands(&mut self, now: Millis) {
+        loop {
+            match self.links.commands.try_recv() {
+                Ok(Command::Ask(ask)) => self.asks.push_back((ask, now)),
+                Ok(Command::Flush(reply)) => self.flushes.push(Waiter { mark: UNMARKED, since: now, reply }),
+                Ok(Command::Fold { keep_ms, trim, reply }) => self.folds.push_back(FoldRun {
+                    mark: UNMARKED,
+                    since: now,
+                    keep_ms,
+                    trim,
+                    begun: None,
+                    reply: Some(reply),
+                }),
+                Ok(Command::Shutdown(reply)) => self.begin_end(Some(reply), now),
+                Err(flume::TryRecvError::Empty) => return,
+                Err(flume::TryRecvError::Disconnected) => return self.begin_end(None, now),
+            }
+        }
+    }
+
+    /// Tells those who came in this step what they wait for; everyone, if rows moved since.
+    fn mark_waiters(&mut self) {
+        let (mark, moved) = (self.fold.mark(), self.fold.take_moved());
+        let waiting = self.flushes.iter_mut().map(|waiter| &mut waiter.mark);
+        for old in waiting.chain(self.folds.iter_mut().map(|fold| &mut fold.mark)) {
+            if moved || *old == UNMARKED {
+                *old = mark;
+            }
+        }
+    }
+
+    /// Answers flushes whose rows are all in the store.
+    fn answer_written(&mut self) {
+        if self.busy {
+            return;
+        }
+        let written = self.fold.written();
+        for waiter in self.flushes.extract_if(.., |waiter| waiter.mark <= written) {
+            // Whoever waited may have gone.
+            let _ = waiter.reply.send(Ok(()));
+        }
+    }
+
+    /// Tells those who have waited too long.
+    fn lose_patience(&mut self, now: Millis) {
+        let late = |since: Millis| now.saturating_sub(since) > PATIENCE_MS;
+        for waiter in self.flushes.extract_if(.., |waiter| late(waiter.since)) {
+            let _ = waiter.reply.send(Err(LedgerError::Busy));
+        }
+        while let Some((ask, _)) = self.asks.pop_front_if(|(_, since)| late(*since)) {
+            ask.refuse(LedgerError::Busy);
+        }
+        for fold in &mut self.folds {
+            // A fold that has begun goes on; only its answer is overdue.
+            if late(fold.since)
+                && let Some(reply) = fold.reply.take()
+            {
+                let _ = reply.send(Err(LedgerError::Busy));
+            }
+        }
+        self.folds.retain(|fold| fold.begun.is_some() || !late(fold.since) || fold.reply.is_some());
+    }
+
+    fn take_reports(&mut self, now: Millis) {
+        while let Ok(report) = self.links.reports.try_recv() {
+            self.busy = false;
+            match report {
+                Report::Written { batch, result, opened, committed } => {
+                    if let Some(opened) = opened {
+                        self.opened(opened, now);
+                    }
+                    self.settle(batch, result, committed, now);
+                }
+                Report::Folded(result) => self.folded(result, now),
+                Report::Synced(result) => {
+                    if let Some(ending) = &mut self.ending {
+                        ending.synced = true;
+                        ending.last_error = result.err();
+                    }
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, opened: Opened, now: Millis) {
+        self.fold.opened(opened.newest, opened.folded_before, now);
+        if !std::mem::replace(&mut self.first_opened, true) {
+            self.links.shown.base.store(Arc::new(opened.base));
+        }
+        self.health.store = StoreState::Open;
+    }
+
+    fn settle(&mut self, batch: Batch, result: Result<(), LedgerError>, committed: bool, now: Millis) {
+        self.fold.settle(batch, result.is_ok());
+        match result {
+            Ok(()) => {
+                if self.health.store == StoreState::Failing {
+                    tracing::info!("the ledger is written again");
+                }
+                if committed {
+                    self.health.commits += 1;
+                    self.health.last_commit = Some(now);
+                }
+                if self.first_opened {
+                    self.health.store = StoreState::Open;
+                }
+            }
+            Err(error) => self.failed(error, now),
+        }
+    }
+
+    fn failed(&mut self, error: LedgerError, now: Millis) {
+        let state = if self.first_opened { StoreState::Failing } else { StoreState::Absent };
+        let reason: Arc<str> = error.to_string().into();
+        if self.health.store != state || self.health.last_error.as_ref() != Some(&reason) {
+            tracing::warn!(error = %reason, "the ledger cannot be written; rows are kept in memory");
+        }
+        self.health.store = state;
+        self.health.last_error = Some(reason);
+        self.health.commits_failed += 1;
+        self.retry_at = now + RETRY_MS;
+        for waiter in self.flushes.drain(..) {
+            let _ = waiter.reply.send(Err(error.clone()));
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.attempts += 1;
+            ending.last_error = Some(error);
+            self.retry_at = now + RETRY_MS / 10;
+        }
+    }
+
+    fn folded(&mut self, result: Result<Folded, LedgerError>, now: Millis) {
+        let Some(mut fold) = self.folds.pop_front() else { return };
+        let answer = match result {
+            Ok(folded) => {
+                self.fold.folded(folded.folded_before, now);
+                let groups = fold.begun.map_or(folded.groups, |(groups, _)| groups.max(folded.groups));
+                if !folded.done {
+                    fold.begun = fold.begun.map(|(_, first_kept)| (groups, first_kept));
+                    self.folds.push_front(fold);
+                    return;
+                }
+                Ok(groups)
+            }
+            Err(error) => {
+                self.health.last_error = Some(error.to_string().into());
+                Err(error)
+            }
+        };
+        if let Some(reply) = fold.reply {
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Gives the store thread what it should do next, if anything.
+    fn give_job(&mut self, now: Millis) {
+        self.give_asks();
+        self.begin_policy(now);
+        let healthy = self.health.store == StoreState::Open;
+        // Who flushes wants to know now, not at the next attempt.
+        let may_write = now >= self.retry_at || !self.flushes.is_empty();
+        let fold_ready = self.folds.front().is_some_and(|fold| fold.mark <= self.fold.written());
+        if !healthy {
+            self.refuse_folds();
+        } else if fold_ready && (self.wrote_last || !self.fold.is_dirty()) {
+            return self.give_fold();
+        }
+        if !may_write {
+            return;
+        }
+        // An empty batch asks for nothing but to open the store: it is taken as soon as it can be had.
+        let batch = self.fold.take_batch().or_else(|| (!self.first_opened).then(Batch::default));
+        let Some(batch) = batch else { return };
+        self.wrote_last = true;
+        if let Err(refused) = self.links.jobs.try_send(Job::Write(batch)) {
+            let closed = matches!(refused, flume::TrySendError::Disconnected(_));
+            if let Job::Write(batch) = refused.into_inner() {
+                self.fold.settle(batch, false);
+            }
+            if closed {
+                self.failed(LedgerError::Closed, now);
+            }
+            return;
+        }
+        self.busy = true;
+    }
+
+    /// Hands questions over together with what is not written. No batch is out, so that is well defined.
+    fn give_asks(&mut self) {
+        while let Some((ask, since)) = self.asks.pop_front() {
+            match self.links.jobs.try_send(Job::Ask(self.fold.unwritten(), ask)) {
+                Ok(()) => {}
+                Err(flume::TrySendError::Full(Job::Ask(_, ask))) => return self.asks.push_front((ask, since)),
+                Err(refused) => {
+                    if let Job::Ask(_, ask) = refused.into_inner() {
+                        ask.refuse(LedgerError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins the hourly fold when it is due.
+    fn begin_policy(&mut self, now: Millis) {
+        if now < self.policy_at || self.links.fold_after.is_zero() || self.ending.is_some() {
+            return;
+        }
+        self.policy_at = now + POLICY_EACH_MS;
+        let keep_ms = u64::try_from(self.links.fold_after.as_millis()).unwrap_or(u64::MAX);
+        let mark = self.fold.mark();
+        self.folds.push_back(FoldRun { mark, since: now, keep_ms, trim: true, begun: None, reply: None });
+    }
+
+    /// A fold rewrites days; while commits fail it would race with what is not written.
+    fn refuse_folds(&mut self) {
+        for fold in self.folds.drain(..) {
+            if let Some(reply) = fold.reply {
+                let reason = self.health.last_error.as_deref().unwrap_or("the store is not open").to_owned();
+                let _ = reply.send(Err(LedgerError::Unavailable { reason }));
+            }
+        }
+    }
+
+    fn give_fold(&mut self) {
+        let unix_ms = self.links.clock.unix_ms();
+        let Some(fold) = self.folds.front_mut() else { return };
+        let count = fold.begun.is_none() && fold.reply.is_some();
+        let (_, first_kept) = *fold.begun.get_or_insert_with(|| (0, series::first_kept(unix_ms, fold.keep_ms)));
+        let job = FoldJob { first_kept, count, trim: fold.trim };
+        self.wrote_last = false;
+        match self.links.jobs.try_send(Job::Fold(job)) {
+            Ok(()) => self.busy = true,
+            Err(flume::TrySendError::Full(_)) => {}
+            Err(flume::TrySendError::Disconnected(_)) => self.refuse_folds(),
+        }
+    }
+
+    fn begin_end(&mut self, reply: Option<Reply<()>>, now: Millis) {
+        let ending =
+            self.ending.get_or_insert(Ending { reply: None, since: now, attempts: 0, synced: false, last_error: None });
+        if let Some(reply) = reply
+            && let Some(earlier) = ending.reply.replace(reply)
+        {
+            let _ = earlier.send(Err(LedgerError::Closed));
+        }
+    }
+
+    /// Drives the end; true when it is reached.
+    fn end(&mut self, now: Millis) -> bool {
+        let Some(ending) = &mut self.ending else { return false };
+        let stalled = now.saturating_sub(ending.since) > PATIENCE_MS;
+        let unwritten = self.busy || self.fold.is_dirty();
+        if !stalled && ending.attempts < LAST_ATTEMPTS {
+            if unwritten {
+                ending.synced = false;
+                return false;
+            }
+            if !ending.synced {
+                self.busy = self.links.jobs.try_send(Job::Sync).is_ok();
+                return false;
+            }
+        }
+        let answer = match ending.last_error.take() {
+            Some(error) => Err(error),
+            None if unwritten => Err(LedgerError::Busy),
+            None => Ok(()),
+        };
+        if let Err(error) = &answer {
+            tracing::error!(%error, rows = self.fold.sizes().1, "the ledger ends with rows that are not in the store");
+        }
+        if let Some(reply) = ending.reply.take() {
+            let _ = reply.send(answer);
+        }
+        true
+    }
+
+    /// Shows the state to readers, if it changed.
+    fn show(&mut self) {
+        let stats = self.fold.stats;
+        let health = &mut self.health;
+        (health.rows, health.rows_unwritten) = self.fold.sizes();
+        health.oldest_unwritten = self.fold.oldest_unwritten();
+        health.events = stats.events;
+        health.events_lost = stats.events_lost;
+        health.minutes_folded_early = stats.minutes_folded_early;
+        health.minutes_far = stats.minutes_far;
+        health.ring_high_water.clear();
+        health.ring_high_water.extend(self.links.rings.iter().map(|ring| ring.high_water()));
+        if **self.links.shown.health.load() != *health {
+            self.links.shown.health.store(Arc::new(health.clone()));
+        }
+    }
+}
+
+/// The mark of who came in this step and does not know yet what to wait for.
+const UNMARKED: u64 = u64::MAX;

@@ -1,0 +1,462 @@
+//! The store thread's half of the ledger: turns batches into writes, folds minutes into days, answers questions.
+//!
+//! The only one who writes the store. [`Desk`] takes jobs from the ledger thread ([`super::ledger`]) one after the
+//! other. Must never be waited for by a worker or by the ledger thread: every call here may stall with the disk.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio::sync::oneshot;
+
+use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount};
+use super::dictionary::{Dictionary, Kind};
+use super::fold::Batch;
+use super::ledger::LedgerError;
+use super::memory::{Layered, MemoryStore};
+use super::names::Names;
+use super::query;
+use super::series::{self, Row, StoredId, StoredParty};
+use super::store::{Key, Order, Read, Store, StoreError, Table, Writes};
+use crate::ids::UnixMinute;
+use crate::sync::Arc;
+
+/// Key in [`Table::Meta`] of the first minute that was never folded.
+const FOLDED_KEY: &[u8] = b"folded_before";
+/// Minute rows folded in one transaction, so that a fold of months delays commits by no more than some 50 ms.
+const FOLD_SLICE: usize = 8192;
+
+/// Opens the store, or says why it cannot be had now.
+pub type Opener = Box<dyn FnMut() -> Result<Box<dyn Store>, LedgerError> + Send>;
+
+/// What the store said when it was opened.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Opened {
+    /// All-time tokens so far.
+    pub base: Vec<TokenCount>,
+    /// Newest minute with a row.
+    pub newest: Option<UnixMinute>,
+    /// First minute never folded.
+    pub folded_before: UnixMinute,
+}
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, LedgerError>>;
+
+/// A question and where its answer goes.
+#[derive(Debug)]
+pub enum Ask {
+    /// All-time tokens per (node, model).
+    TokenCounts(Reply<Vec<TokenCount>>),
+    /// One model.
+    Stats(Box<str>, Reply<ModelStats>),
+    /// Rows of a span.
+    Rows(Span, Reply<Vec<NamedRow>>),
+}
+
+impl Ask {
+    /// Answers with an error.
+    pub fn refuse(self, error: LedgerError) {
+        // Whoever asked may have gone: nothing is owed to them then.
+        match self {
+            Self::TokenCounts(reply) => drop(reply.send(Err(error))),
+            Self::Stats(_, reply) => drop(reply.send(Err(error))),
+            Self::Rows(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// Work for the store thread.
+#[derive(Debug)]
+pub enum Job {
+    /// Write these rows (opening the store if it is not open); an empty batch only opens.
+    Write(Batch),
+    /// Answer, with rows that are not written yet laid over the store.
+    Ask(Batch, Ask),
+    /// Fold a slice of the minutes before `first_kept`.
+    Fold(FoldJob),
+    /// Sync to the disk.
+    Sync,
+}
+
+/// A slice of a fold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FoldJob {
+    /// Minutes before this one are folded.
+    pub first_kept: UnixMinute,
+    /// Whether to count the groups.
+    pub count: bool,
+    /// Whether to fold at all.
+    pub trim: bool,
+}
+
+/// What a slice of a fold did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Folded {
+    /// (node, model, UTC day) groups found before folding, if they were to be counted.
+    pub groups: u64,
+    /// First minute never folded.
+    pub folded_before: UnixMinute,
+    /// Whether nothing is left to fold.
+    pub done: bool,
+}
+
+/// What the store thread says of a job.
+#[derive(Debug)]
+pub enum Report {
+    /// The batch that was to be written; its bases are filled in as far as they were read.
+    Written {
+        /// The batch.
+        batch: Batch,
+        /// Whether it is stored.
+        result: Result<(), LedgerError>,
+        /// Set when the store was opened for it.
+        opened: Option<Opened>,
+        /// Whether a transaction was committed (nothing is written when nothing changed).
+        committed: bool,
+    },
+    /// A slice of a fold.
+    Folded(Result<Folded, LedgerError>),
+    /// The sync.
+    Synced(Result<(), LedgerError>),
+}
+
+/// The store and what is known of it.
+pub struct Writer {
+    opener: Opener,
+    store: Option<Box<dyn Store>>,
+    names: Arc<Names>,
+    dictionary: Dictionary,
+    /// (node, model) that had tokens, and their places in the order of first sight.
+    pairs: HashSet<(StoredId, StoredId)>,
+    pairs_unsaved: Vec<((StoredId, StoredId), u32)>,
+    folded_before: UnixMinute,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("open", &self.store.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// A writer that opens its store with `opener`, at the latest when something is to be written.
+    #[must_use]
+    pub fn new(names: Arc<Names>, opener: Opener) -> Self {
+        Self {
+            opener,
+            store: None,
+            names,
+            dictionary: Dictionary::default(),
+            pairs: HashSet::new(),
+            pairs_unsaved: Vec::new(),
+            folded_before: UnixMinute(0),
+        }
+    }
+
+    /// Opens the store if it is not open.
+    ///
+    /// # Errors
+    /// The opener's, and [`LedgerError::Damaged`] or [`LedgerError::Unavailable`] when what is in it cannot be read.
+    pub fn open(&mut self) -> Result<Option<Opened>, LedgerError> {
+        if self.store.is_some() {
+            return Ok(None);
+        }
+        let store = (self.opener)()?;
+        let opened = self.load(&*store).map_err(|error| ledger_error(&error))?;
+        self.store = Some(store);
+        Ok(Some(opened))
+    }
+
+    /// Reads what must be known of a store. Ids of an earlier store are forgotten: nothing else holds them.
+    fn load(&mut self, store: &dyn Store) -> Result<Opened, StoreError> {
+        self.dictionary = Dictionary::load(store)?;
+        self.pairs = query::pairs(store)?.into_iter().map(|(pair, _)| pair).collect();
+        self.pairs_unsaved.clear();
+        self.folded_before = UnixMinute(0);
+        store.get_many(&[(Table::Meta, Key::new(FOLDED_KEY))], &mut |_, value| {
+            self.folded_before = series::split(value).map_or(UnixMinute(0), |[minute]| UnixMinute(minute));
+        })?;
+        Ok(Opened {
+            base: query::token_counts(store, &self.dictionary)?,
+            newest: query::newest_minute(store)?,
+            folded_before: self.folded_before,
+        })
+    }
+
+    /// Writes a batch: all of it or nothing. Fills in the bases that were not known; with them a batch that failed can
+    /// be given again without doubling anything.
+    fn write(&mut self, batch: &mut Batch) -> Result<(Option<Opened>, bool), (Option<Opened>, LedgerError)> {
+        let opened = self.open().map_err(|error| (None, error))?;
+        if batch.rows.is_empty() {
+            return Ok((opened, false));
+        }
+        let Some(mut store) = self.store.take() else { return Err((opened, LedgerError::Closed)) };
+        let result = self.prepare(batch, &*store).and_then(|writes| store.commit(&writes));
+        if !matches!(result, Err(StoreError::Broken(_))) {
+            self.store = Some(store);
+        }
+        match result {
+            Ok(()) => {
+                self.dictionary.saved();
+                self.pairs_unsaved.clear();
+                Ok((opened, true))
+            }
+            Err(error) => Err((opened, ledger_error(&error))),
+        }
+    }
+
+    /// Turns a batch into writes: reads missing bases, gives out ids, and writes `base + delta` wherever it belongs.
+    fn prepare(&mut self, batch: &mut Batch, view: &dyn Read) -> Result<Writes, StoreError> {
+        let parties: Vec<StoredParty> = batch
+            .rows
+            .iter()
+            .map(|row| self.dictionary.party(&self.names, row.id.node, row.id.model, row.id.key))
+            .collect();
+        read_bases(batch, &parties, view)?;
+        let mut writes = Writes::default();
+        for (row, party) in batch.rows.iter().zip(&parties) {
+            let mut sum = row.base.unwrap_or_default();
+            sum.merge(&row.delta);
+            match row.id.bucket {
+                Bucket::Minute(minute) => put_minute(&mut writes, minute.0, *party, &sum),
+                Bucket::Day(day) => put_day(&mut writes, day.0, *party, &sum),
+                Bucket::Total => {
+                    writes.put(Table::Totals, &series::total(*party), &sum.encode());
+                    self.note_pair(*party, &sum);
+                }
+            }
+        }
+        self.dictionary.write_unsaved(&mut writes);
+        for ((node, model), place) in &self.pairs_unsaved {
+            writes.put(Table::Pairs, &series::pair(*node, *model), &place.to_be_bytes());
+        }
+        Ok(writes)
+    }
+
+    /// Gives a (node, model) its place in the order of first sight, when it first has tokens.
+    fn note_pair(&mut self, party: StoredParty, sum: &Row) {
+        let place = self.pairs.len() as u32;
+        let pair = (party.node, party.model);
+        if sum.tokens().total() > 0 && self.pairs.insert(pair) {
+            self.pairs_unsaved.push((pair, place));
+        }
+    }
+
+    /// Answers a question.
+    fn ask(&mut self, mut unwritten: Batch, ask: Ask) {
+        let store = self.store.take();
+        let empty = MemoryStore::default();
+        let below: &dyn Read = match &store {
+            Some(store) => &**store,
+            None => &empty,
+        };
+        let mut above = MemoryStore::default();
+        match self.prepare(&mut unwritten, below) {
+            Ok(writes) => {
+                above.apply(&writes);
+                self.answer(&Layered { below, above: &above }, ask);
+            }
+            Err(error) => ask.refuse(ledger_error(&error)),
+        }
+        self.store = store;
+    }
+
+    fn answer(&self, view: &dyn Read, ask: Ask) {
+        let failed = |error: StoreError| ledger_error(&error);
+        // Whoever asked may have gone: nothing is owed to them then.
+        match ask {
+            Ask::TokenCounts(reply) => {
+                drop(reply.send(query::token_counts(view, &self.dictionary).map_err(failed)));
+            }
+            Ask::Stats(model, reply) => {
+                drop(reply.send(query::stats(view, &self.dictionary, &model).map_err(failed)));
+            }
+            Ask::Rows(span, reply) => drop(reply.send(query::rows(view, &self.dictionary, span).map_err(failed))),
+        }
+    }
+
+    /// Folds a slice of minutes into their days.
+    ///
+    /// A minute is taken from the minutes and added to its day in one transaction, so a request stands in exactly one
+    /// of the two at any time and folding again finds nothing to add.
+    fn fold(&mut self, job: FoldJob) -> Result<Folded, LedgerError> {
+        let Some(mut store) = self.store.take() else {
+            return Err(LedgerError::Unavailable { reason: "the store is not open".into() });
+        };
+        let result = self.fold_in(job, &mut *store);
+        if !matches!(result, Err(StoreError::Broken(_))) {
+            self.store = Some(store);
+        }
+        result.map_err(|error| ledger_error(&error))
+    }
+
+    fn fold_in(&mut self, job: FoldJob, store: &mut dyn Store) -> Result<Folded, StoreError> {
+        let groups = if job.count { query::groups_before(store, job.first_kept)? } else { 0 };
+        let mut folded = Folded { groups, folded_before: self.folded_before, done: true };
+        let Some(last) = job.first_kept.0.checked_sub(1).filter(|_| job.trim) else { return Ok(folded) };
+        let mut minutes = Vec::new();
+        let (from, to) = query::times(0, last);
+        let (span, ascending) = ((&from[..], &to[..]), Order::Ascending);
+        query::scan_rows(
+            store,
+            Table::MinutesByTime,
+            span,
+            ascending,
+            series::split_by_time,
+            |(minute, party), row| {
+                minutes.push((minute, party, row));
+                minutes.len() < FOLD_SLICE
+            },
+        )?;
+        let Some((newest, _, _)) = minutes.last() else {
+            store.housekeep()?;
+            return Ok(folded);
+        };
+        // Not the cut itself: a clock that ran ahead for a while must not send the minutes of a year to their days.
+        folded.folded_before = self.folded_before.max(UnixMinute(newest.saturating_add(1)));
+        folded.done = minutes.len() < FOLD_SLICE;
+        store.commit(&fold_writes(&minutes, folded.folded_before, store)?)?;
+        self.folded_before = folded.folded_before;
+        Ok(folded)
+    }
+
+    /// The name of a stored model: for tests of renumbered configurations.
+    #[must_use]
+    pub fn model_name(&self, id: StoredId) -> Arc<str> {
+        self.dictionary.name(Kind::Model, id)
+    }
+}
+
+/// Reads the bases of rows whose base is not known; all of them or none.
+fn read_bases(batch: &mut Batch, parties: &[StoredParty], view: &dyn Read) -> Result<(), StoreError> {
+    let wanted: Vec<(usize, (Table, Key))> = batch
+        .rows
+        .iter()
+        .zip(parties)
+        .enumerate()
+        .filter(|(_, (row, _))| row.base.is_none())
+        .map(|(place, (row, party))| {
+            let key = match row.id.bucket {
+                Bucket::Minute(minute) => (Table::MinutesByTime, Key::new(&series::by_time(minute.0, *party))),
+                Bucket::Day(day) => (Table::DaysByTime, Key::new(&series::by_time(day.0, *party))),
+                Bucket::Total => (Table::Totals, Key::new(&series::total(*party))),
+            };
+            (place, key)
+        })
+        .collect();
+    let (places, keys): (Vec<usize>, Vec<(Table, Key)>) = wanted.into_iter().unzip();
+    let rows = read_rows(view, &keys)?;
+    for (place, row) in places.into_iter().zip(rows) {
+        batch.rows[place].base = Some(row);
+    }
+    Ok(())
+}
+
+/// Reads rows; those not there are empty.
+fn read_rows(view: &dyn Read, keys: &[(Table, Key)]) -> Result<Vec<Row>, StoreError> {
+    let mut rows = vec![Row::default(); keys.len()];
+    let mut damage = None;
+    view.get_many(keys, &mut |place, value| match query::decode(value) {
+        Ok(row) => rows[place] = row,
+        Err(error) => damage = Some(error),
+    })?;
+    damage.map_or(Ok(rows), Err)
+}
+
+/// Moves minutes to their days.
+fn fold_writes(
+    minutes: &[(u32, StoredParty, Row)],
+    folded_before: UnixMinute,
+    view: &dyn Read,
+) -> Result<Writes, StoreError> {
+    let mut writes = Writes::default();
+    let mut days: HashMap<(u32, StoredParty), Row> = HashMap::new();
+    for (minute, party, row) in minutes {
+        days.entry((series::day_number(*minute).0, *party)).or_default().merge(row);
+        writes.delete(Table::MinutesByTime, &series::by_time(*minute, *party));
+        writes.delete(Table::MinutesByModel, &series::by_model(*minute, *party));
+    }
+    let days: Vec<_> = days.into_iter().collect();
+    let keys: Vec<_> =
+        days.iter().map(|((day, party), _)| (Table::DaysByTime, Key::new(&series::by_time(*day, *party)))).collect();
+    for (((day, party), sum), mut row) in days.into_iter().zip(read_rows(view, &keys)?) {
+        row.merge(&sum);
+        put_day(&mut writes, day, party, &Row { far: false, ..row });
+    }
+    writes.put(Table::Meta, FOLDED_KEY, &folded_before.0.to_be_bytes());
+    Ok(writes)
+}
+
+fn put_minute(writes: &mut Writes, minute: u32, party: StoredParty, row: &Row) {
+    let bytes = row.encode();
+    writes.put(Table::MinutesByTime, &series::by_time(minute, party), &bytes);
+    writes.put(Table::MinutesByModel, &series::by_model(minute, party), &bytes);
+}
+
+fn put_day(writes: &mut Writes, day: u32, party: StoredParty, row: &Row) {
+    let bytes = row.encode();
+    writes.put(Table::DaysByTime, &series::by_time(day, party), &bytes);
+    writes.put(Table::DaysByModel, &series::by_model(day, party), &bytes);
+}
+
+fn ledger_error(error: &StoreError) -> LedgerError {
+    LedgerError::Unavailable { reason: error.to_string() }
+}
+
+/// The store thread's place: takes jobs, hands back reports.
+#[derive(Debug)]
+pub struct Desk {
+    writer: Writer,
+    jobs: flume::Receiver<Job>,
+    reports: flume::Sender<Report>,
+}
+
+impl Desk {
+    /// A desk between these channels.
+    #[must_use]
+    pub fn new(writer: Writer, jobs: flume::Receiver<Job>, reports: flume::Sender<Report>) -> Self {
+        Self { writer, jobs, reports }
+    }
+
+    /// Works until the ledger thread has gone. Blocks.
+    pub fn run(mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            self.work(job);
+        }
+    }
+
+    /// Does one waiting job, if there is one. For whoever runs the ledger without threads.
+    pub fn work_one(&mut self) -> bool {
+        let job = self.jobs.try_recv();
+        let found = job.is_ok();
+        if let Ok(job) = job {
+            self.work(job);
+        }
+        found
+    }
+
+    /// Gives up the writer, and with it the store.
+    #[must_use]
+    pub fn into_writer(self) -> Writer {
+        self.writer
+    }
+
+    fn work(&mut self, job: Job) {
+        let report = match job {
+            Job::Write(mut batch) => match self.writer.write(&mut batch) {
+                Ok((opened, committed)) => Report::Written { batch, result: Ok(()), opened, committed },
+                Err((opened, error)) => Report::Written { batch, result: Err(error), opened, committed: false },
+            },
+            Job::Ask(unwritten, ask) => return self.writer.ask(unwritten, ask),
+            Job::Fold(job) => Report::Folded(self.writer.fold(job)),
+            Job::Sync => Report::Synced(self.writer.sync()),
+        };
+        // The ledger thread may have given up on us: then nobody needs to know.
+        let _ = self.reports.send(report);
+    }
+}
+
+impl Writer {
+    fn sync(&mut self) -> Result<(), LedgerError> {
+        self.store.as_mut().map_or(Ok(()), |store| store.sync()).map_err(|error| ledger_error(&error))
+    }
+}
