@@ -76,6 +76,8 @@ pub(crate) struct PairReading {
     pub(crate) in_flight: u64,
     /// Requests that ever took a slot.
     pub(crate) starts: u64,
+    /// Requests that ended here.
+    pub(crate) requests: u64,
     pub(crate) exact: Tokens,
     pub(crate) estimated: Tokens,
 }
@@ -85,6 +87,7 @@ impl PairReading {
     pub(crate) fn add(&mut self, other: &Self) {
         self.in_flight += other.in_flight;
         self.starts += other.starts;
+        self.requests += other.requests;
         self.exact = self.exact.plus(other.exact);
         self.estimated = self.estimated.plus(other.estimated);
     }
@@ -118,6 +121,7 @@ fn pair_reading(shared: &Shared, snapshot: &Snapshot, node: NodeId, model: Model
         model: shared.names.model_name(model),
         in_flight: pair.counters.in_flight(),
         starts: pair.counters.starts(),
+        requests: pair.counters.requests(),
         exact: pair.counters.tokens(),
         estimated: pair.counters.estimated(),
     }
@@ -254,6 +258,7 @@ pub(crate) mod tests {
             model: model.into(),
             in_flight,
             starts: 1,
+            requests: 1,
             exact: Tokens { input: 1, cached: 0, output },
             estimated: Tokens::default(),
         }
