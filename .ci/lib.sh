@@ -3,15 +3,20 @@
 
 if [ "$(id -u)" = 0 ]; then as_root=(); else as_root=(sudo -n); fi
 
+# install_package PACKAGE: from Debian's packages; their list is fetched once a run.
+install_package() {
+    if [ ! -e "$HERDGATE_CI_DIR/apt-updated" ]; then
+        "${as_root[@]}" apt-get update -qq
+        touch "$HERDGATE_CI_DIR/apt-updated"
+    fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
+}
+
 # need COMMAND PACKAGE: installs Debian's PACKAGE unless COMMAND is there.
 need() {
     command -v "$1" >/dev/null 2>&1 && return 0
     echo "installing $2 (for $1)"
-    if [ ! -e "${TMPDIR:-/tmp}/.herdgate-apt-updated" ]; then
-        "${as_root[@]}" apt-get update -qq
-        touch "${TMPDIR:-/tmp}/.herdgate-apt-updated"
-    fi
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    install_package "$2"
     command -v "$1" >/dev/null 2>&1 || { echo "$1 is still missing after installing $2" >&2; return 1; }
 }
 
@@ -22,8 +27,7 @@ python_with() {
     if [ ! -x "$venv/bin/python" ]; then
         python3 -m venv "$venv" >/dev/null 2>&1 || {
             rm -rf "$venv"
-            "${as_root[@]}" apt-get update -qq
-            "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+            install_package python3-venv
             python3 -m venv "$venv"
         }
     fi
