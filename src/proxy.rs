@@ -8,6 +8,7 @@ pub mod asked;
 mod attempts;
 pub mod body;
 mod dial;
+mod failure;
 pub mod headers;
 pub mod hold;
 pub mod inject;

@@ -3,14 +3,13 @@
 //! Called by the proxy: [`Upstreams::begin`] → [`Exchange::head`] → [`Exchange::poll_data`] until [`Exchange::is_end`].
 //! An exchange may be dropped at any await: nothing is lost then, its connection and what it holds (the permit) go to
 //! [`super::lingering`], which closes it when the node can bear it (I12). Must never choose a node, retry on another,
-//! wait on a timer of its own (only [`super::dial`] does) or outlive its worker's thread.
+//! wait on a timer of its own (only `dial` does) or outlive its worker's thread.
 //!
 //! An exchange reads the socket only when polled, at most once per poll, and hands out what it read at once: nothing is
 //! held back (I7), and a client that does not take its bytes stops the reading.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -19,6 +18,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::net::TcpStream;
 
+pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::dial::dial;
 use super::lingering::{Leave, Lingering};
 use super::pool::{Life, Pool};
@@ -111,92 +111,6 @@ impl Outgoing {
     pub(super) fn len(&self) -> usize {
         self.head.len() + self.body.len()
     }
-}
-
-/// How far an attempt came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stage {
-    /// No connection was had: the node knows nothing of the request.
-    Connect,
-    /// The request was not sent whole: a node acts only on whole requests.
-    Send,
-    /// The request was sent whole and no answer's head came.
-    Answer,
-}
-
-/// What ended an attempt.
-#[derive(Debug, thiserror::Error)]
-pub enum Cause {
-    /// The node's name has not resolved.
-    #[error("no address known")]
-    NoAddress,
-    /// Nobody listens on any of its addresses.
-    #[error("connection refused")]
-    Refused,
-    /// `timeouts.connect` went by.
-    #[error("connect timed out")]
-    TimedOut,
-    /// The node closed without a byte.
-    #[error("closed without an answer")]
-    Closed,
-    /// Reset, unreachable and the like.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// What came is not an answer, or broke off inside its head.
-    #[error("{0}")]
-    Malformed(#[from] DecodeError),
-}
-
-/// A failed attempt, with all that routing needs to know. Its text is for the log: clients must not see it.
-#[derive(Debug, thiserror::Error)]
-#[error("{cause}")]
-pub struct AttemptError {
-    /// How far it came.
-    pub stage: Stage,
-    /// What ended it.
-    #[source]
-    pub cause: Cause,
-    /// The connection had served an earlier request.
-    pub reused: bool,
-    /// Bytes of an answer came (never a whole head).
-    pub heard: bool,
-}
-
-impl AttemptError {
-    /// The whole request had been handed over: the node may have worked on it.
-    #[must_use]
-    pub fn sent_whole(&self) -> bool {
-        self.stage == Stage::Answer
-    }
-
-    /// The node cannot have acted on the request: another attempt repeats nothing.
-    #[must_use]
-    pub fn retry_safe(&self) -> bool {
-        !self.sent_whole() && !self.heard
-    }
-
-    /// Nobody listens there: the node is down now.
-    #[must_use]
-    pub fn is_refused(&self) -> bool {
-        matches!(self.cause, Cause::Refused)
-    }
-
-    /// We are out of files, ports or memory: it says nothing of the node.
-    #[must_use]
-    pub fn is_ours(&self) -> bool {
-        matches!(&self.cause, Cause::Io(error) if is_exhaustion(error))
-    }
-}
-
-/// A body that broke off. Its text is for the log.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// The connection failed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The framing is wrong, or the node closed inside the body.
-    #[error("{0}")]
-    Malformed(#[from] DecodeError),
 }
 
 /// The upstream side of one worker; clones share it and never leave its thread.
@@ -481,7 +395,7 @@ impl<P: Held> Exchange<P> {
 
     fn failed_to_connect(&mut self, cause: Cause) -> AttemptError {
         self.phase = Phase::Over;
-        if matches!(&cause, Cause::Io(error) if is_exhaustion(error)) {
+        if cause.is_ours() {
             // Out of files: idle connections are the ones we can do without.
             self.upstreams.inner.pool.borrow_mut().clear_all();
         }
@@ -535,10 +449,4 @@ impl<P: Held> Drop for Exchange<P> {
             inner.lingering.leave(inner, self.node, *wire, self.held.take(), self.leave);
         }
     }
-}
-
-fn is_exhaustion(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
 }
