@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::metrics::Reading;
 use crate::config::NodeKind;
-use crate::fleet::{NodePs, NodeView, Snapshot};
-use crate::ids::{ModelId, NodeId};
+use crate::fleet::{NodePs, NodeView};
 use crate::shared::{Shared, WorkerGauges};
 use crate::slots::Pair;
 use crate::sync::{Arc, Ordering};
 use crate::usage::Tokens;
 use crate::usage::answers::TokenCount;
 use crate::usage::meters::{Mark, Tally};
+use crate::usage::names::Names;
 
 /// A node, as the monitoring routes show it.
 #[derive(Clone, Debug)]
@@ -102,23 +102,16 @@ impl PairReading {
     }
 }
 
-/// Every (node, model) of this generation, by node, then by model in order of first sight.
+/// Every (node, model) that was ever routable in this process, in order of first sight.
 pub(crate) fn pairs(shared: &Shared) -> Vec<PairReading> {
     let snapshot = shared.fleet.load();
-    let mut found: BTreeMap<(NodeId, ModelId), &Pair> = BTreeMap::new();
-    for candidate in snapshot.models.values().flat_map(|model| model.candidates.iter()) {
-        found.insert((candidate.node, candidate.pair.model), &candidate.pair);
-    }
-    for node in &snapshot.nodes {
-        found.insert((node.id, node.any.model), &node.any);
-    }
-    found.into_iter().map(|((node, model), pair)| pair_reading(shared, &snapshot, node, model, pair)).collect()
+    snapshot.pairs.iter().map(|pair| pair_reading(&shared.names, pair)).collect()
 }
 
-fn pair_reading(shared: &Shared, snapshot: &Snapshot, node: NodeId, model: ModelId, pair: &Pair) -> PairReading {
+fn pair_reading(names: &Names, pair: &Pair) -> PairReading {
     PairReading {
-        node: snapshot.node(node).map_or_else(|| shared.names.node_name(node).into(), |node| node.name.clone()),
-        model: shared.names.model_name(model),
+        node: names.node_name(pair.cell.node).into(),
+        model: names.model_name(pair.model),
         in_flight: pair.counters.in_flight(),
         starts: pair.counters.starts(),
         requests: pair.counters.requests(),
@@ -277,5 +270,22 @@ pub(crate) mod tests {
         let seen: Vec<_> = totals.iter().map(|total| (&*total.node, total.tokens().output)).collect();
         assert_eq!(seen, [("gone", 6), ("a", 14), ("b", 7)]);
         assert_eq!(totals[1].estimated.output, 5);
+    }
+
+    #[test]
+    fn a_pair_is_read_under_its_names() {
+        use crate::ids::{CellId, NodeId, WorkerId};
+        use crate::slots::{Cell, Limit, NodeWord};
+        use crate::usage::counters::PairCounters;
+
+        let names = Names::new(&["a", "b"], &[], 8);
+        let cell = Cell::new(CellId(0), NodeId(1), Arc::new(NodeWord::new()), Limit::Hard(1));
+        let counters = Arc::new(PairCounters::new(1));
+        let pair = Pair { cell: Arc::new(cell), counters, model: names.model("m:latest"), model_word: None };
+        pair.counters.started(WorkerId(0));
+        let read = pair_reading(&names, &pair);
+        assert_eq!((&*read.node, &*read.model, read.in_flight, read.starts), ("b", "m:latest", 1, 1));
+        pair.counters.ended(WorkerId(0));
+        assert_eq!(pair_reading(&names, &pair).in_flight, 0);
     }
 }
