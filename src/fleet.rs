@@ -4,12 +4,20 @@
 //! What changes faster than a poll (in flight, loading, loaded) lives in the cells of [`crate::slots`], which the
 //! Snapshot carries from generation to generation. Must not import routing.
 
+mod build;
+pub mod cells;
+pub mod facts;
 pub mod fetch;
 pub mod health;
 pub mod inventory;
 pub mod listing;
+pub mod memory;
+pub mod misses;
+pub mod node;
+pub mod poll;
 pub mod progress;
 pub mod report;
+pub mod resolve;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -40,6 +40,14 @@ impl Fields {
         }
     }
 
+    /// The object as one raw value.
+    #[must_use]
+    pub fn to_raw(&self) -> Option<Box<RawValue>> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        RawValue::from_string(String::from_utf8(out).ok()?).ok()
+    }
+
     /// Appends the object to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'{');
@@ -52,6 +60,14 @@ impl Fields {
             out.extend_from_slice(value.get().as_bytes());
         }
         out.push(b'}');
+    }
+}
+
+impl PartialEq for Fields {
+    /// Byte for byte: what was received again is the same, whatever it means.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && self.0.iter().zip(&other.0).all(|((a, x), (b, y))| a == b && x.get() == y.get())
     }
 }
 
@@ -121,12 +137,14 @@ fn list(body: &[u8], key: &str, path: &str) -> Result<Vec<Fields>, String> {
     Ok(serde_json::from_str::<Option<Vec<Fields>>>(raw).map_err(unreadable)?.unwrap_or_default())
 }
 
-/// Parses `/api/tags`.
+/// Parses `/api/tags`, in order of keys: the node's own order is random among equal dates, which is no change.
 ///
 /// # Errors
 /// The body is not such an object, in words.
 pub fn tags(body: &[u8]) -> Result<Vec<Entry>, String> {
-    Ok(unique(list(body, "models", "/api/tags")?.into_iter().filter_map(tag)))
+    let mut entries = unique(list(body, "models", "/api/tags")?.into_iter().filter_map(tag));
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(entries)
 }
 
 /// One entry of `/api/tags`; also what the memory file holds.

@@ -1,3 +1,5 @@
+//! One test per transition, and a property over random histories.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! The merge by example: entries as real nodes write them, expected bodies byte for byte.
+
 use super::*;
 use crate::fleet::inventory;
 

@@ -1,0 +1,292 @@
+//! What outlives a generation: cells, pairs, queues, model words, counters. Created here and nowhere else.
+//!
+//! Owned by the poller's [`crate::fleet::facts`]; the Snapshot holds clones of the `Arc`s. Must never decide health.
+//!
+//! # Invariants
+//! 1. One cell per (node, weights). The weights are the blob where `/api/show` told it; until then the manifest's digest
+//!    stands in, or the name for nodes without digests.
+//! 2. *Re-keying.* When the blob becomes known the cell of the manifest is entered under the blob: same `Arc`, same
+//!    count. If the blob has a cell already (a second name of the same weights), the name moves to that one. Permits of
+//!    the cell it leaves keep it alive and give their slots back to it; for their rest of life they are not counted
+//!    against the shared limit, which is no more than was allowed while the two were thought to be different.
+//!    Counters belong to (node, name) and move nowhere.
+//! 3. A queue is linked to cells after the Snapshot that lists them was published, so that whoever is granted a slot finds
+//!    its cell there; linking offers, so a waiter that came between is served.
+//! 4. A name that left every node keeps its queue until nobody can join it any more; until then its waiters are refused
+//!    at each [`Cells::sweep`].
+
+use std::collections::HashMap;
+
+use crate::clock::Millis;
+use crate::fleet::Model;
+use crate::ids::{CellId, ModelId, NodeId};
+use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
+use crate::sync::Arc;
+use crate::usage::counters::PairCounters;
+use crate::usage::names::Names;
+
+/// What a name keeps from generation to generation.
+#[derive(Clone, Debug)]
+pub struct Name {
+    /// Its id in counters and ledger.
+    pub id: ModelId,
+    /// Its display name, as first seen.
+    pub name: Arc<str>,
+    /// Who waits for it.
+    pub queue: Arc<Queue>,
+    /// Facts shared by its copies.
+    pub word: Arc<ModelWord>,
+}
+
+/// The weights behind a name on one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Key<'a> {
+    /// Digest of the manifest, or what stands in for it.
+    pub manifest: &'a str,
+    /// Their blob, where known.
+    pub blob: Option<&'a str>,
+}
+
+impl Key<'_> {
+    fn weights(&self) -> &str {
+        self.blob.unwrap_or(self.manifest)
+    }
+}
+
+/// Cells, pairs and names in use, and the counters of all that ever were.
+#[derive(Debug)]
+pub struct Cells {
+    names: Arc<Names>,
+    workers: usize,
+    queue_length: u32,
+    /// Per node, by weights.
+    cells: HashMap<NodeId, HashMap<Arc<str>, Arc<Cell>>>,
+    next_cell: u32,
+    /// With the generation that used it last.
+    pairs: HashMap<(NodeId, Arc<str>), (Arc<Pair>, u64)>,
+    generation: u64,
+    by_key: HashMap<Arc<str>, Name>,
+    /// Names that left every node and whose queue can still be joined by holders of an old Snapshot.
+    gone: Vec<(Arc<str>, Name)>,
+    counted: HashMap<(NodeId, ModelId), Arc<PairCounters>>,
+    all: Vec<Arc<Pair>>,
+    all_shared: Arc<[Arc<Pair>]>,
+    /// Limits as this generation's names want them.
+    limits: HashMap<CellId, Limit>,
+}
+
+impl Cells {
+    /// Nothing yet. `queue_length` bounds the waiters of one name.
+    #[must_use]
+    pub fn new(names: Arc<Names>, workers: usize, queue_length: u32) -> Self {
+        Self {
+            names,
+            workers,
+            queue_length,
+            cells: HashMap::new(),
+            next_cell: 0,
+            pairs: HashMap::new(),
+            generation: 0,
+            by_key: HashMap::new(),
+            gone: Vec::new(),
+            counted: HashMap::new(),
+            all: Vec::new(),
+            all_shared: Arc::from(Vec::new()),
+            limits: HashMap::new(),
+        }
+    }
+
+    /// The pair of requests that name no known model, for one node.
+    pub fn any(&mut self, node: NodeId, word: &Arc<NodeWord>) -> Arc<Pair> {
+        let id = CellId(self.next_cell);
+        self.next_cell += 1;
+        let cell = Arc::new(Cell::new(id, node, Arc::clone(word), Limit::Soft(u32::MAX)));
+        let counters = self.counters(node, ModelId::UNKNOWN);
+        let pair = Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None });
+        self.all.push(Arc::clone(&pair));
+        pair
+    }
+
+    /// The lasting part of a name.
+    pub fn name(&mut self, key: &Arc<str>, display: &Arc<str>) -> Name {
+        if let Some(name) = self.by_key.get(key) {
+            return name.clone();
+        }
+        let back = self.gone.iter().position(|(gone, _)| gone == key).map(|at| self.gone.swap_remove(at).1);
+        let name = back.unwrap_or_else(|| Name {
+            id: self.names.model(display),
+            name: Arc::clone(display),
+            queue: Arc::new(Queue::new(self.queue_length)),
+            word: Arc::new(ModelWord::new()),
+        });
+        self.by_key.insert(Arc::clone(key), name.clone());
+        name
+    }
+
+    /// The pair of a name on a node, with the cell of its weights; both as they were if nothing changed.
+    ///
+    /// Where several names share a cell the tightest of their limits holds.
+    pub fn pair(
+        &mut self,
+        node: (NodeId, &Arc<NodeWord>),
+        key: &Arc<str>,
+        name: &Name,
+        of: Key<'_>,
+        limit: Limit,
+    ) -> Arc<Pair> {
+        let cell = self.cell(node, of, limit);
+        let wanted = self.limits.entry(cell.id).or_insert(limit);
+        *wanted = tightest(*wanted, limit);
+        let place = (node.0, Arc::clone(key));
+        if let Some((pair, used)) = self.pairs.get_mut(&place) {
+            if Arc::ptr_eq(&pair.cell, &cell) && pair.model == name.id {
+                *used = self.generation;
+                return Arc::clone(pair);
+            }
+            if pair.cell.view().loaded && !cell.view().loaded {
+                // The weights did not leave the node's memory because we learnt their name. Waiters are offered this
+                // cell when it is linked.
+                cell.mark_loaded(0);
+            }
+        }
+        let is_new = !self.counted.contains_key(&(node.0, name.id));
+        let counters = self.counters(node.0, name.id);
+        let pair = Arc::new(Pair { cell, counters, model: name.id, model_word: Some(Arc::clone(&name.word)) });
+        if is_new {
+            self.all.push(Arc::clone(&pair));
+        }
+        self.pairs.insert(place, (Arc::clone(&pair), self.generation));
+        pair
+    }
+
+    /// Every pair that ever was, one per (node, model).
+    pub fn all(&mut self) -> Arc<[Arc<Pair>]> {
+        if self.all_shared.len() != self.all.len() {
+            self.all_shared = self.all.as_slice().into();
+        }
+        Arc::clone(&self.all_shared)
+    }
+
+    /// The cell of these weights on a node, if a name has them.
+    #[must_use]
+    pub fn find(&self, node: NodeId, weights: &str) -> Option<&Arc<Cell>> {
+        self.cells.get(&node)?.get(weights)
+    }
+
+    /// The cells of one node.
+    pub fn of_node(&self, node: NodeId) -> impl Iterator<Item = &Arc<Cell>> {
+        self.cells.get(&node).into_iter().flat_map(HashMap::values)
+    }
+
+    /// Puts links and limits in force after these models were published, and lets go of what they do not use.
+    pub fn settle(
+        &mut self,
+        models: &HashMap<Box<str>, Arc<Model>>,
+        may_serve: impl Fn(&crate::fleet::Candidate) -> bool,
+    ) {
+        let mut links: HashMap<CellId, Vec<&Arc<Queue>>> = HashMap::new();
+        for model in models.values() {
+            for candidate in &model.candidates {
+                let queues = links.entry(candidate.pair.cell.id).or_default();
+                if may_serve(candidate) {
+                    queues.push(&model.queue);
+                }
+            }
+        }
+        let limits = &self.limits;
+        for cells in self.cells.values_mut() {
+            cells.retain(|_, cell| {
+                let queues = links.remove(&cell.id);
+                put_in_force(cell, queues.as_deref().unwrap_or_default(), limits.get(&cell.id).copied());
+                queues.is_some()
+            });
+        }
+        self.limits.clear();
+        let generation = self.generation;
+        self.pairs.retain(|_, (_, used)| *used == generation);
+        self.generation += 1;
+        let gone = &mut self.gone;
+        self.by_key.retain(|key, name| {
+            let stays = models.contains_key(&**key);
+            if !stays {
+                gone.push((Arc::clone(key), name.clone()));
+            }
+            stays
+        });
+        self.sweep();
+    }
+
+    /// Refuses those who wait for a name that no node has any more, and forgets it once nobody can join.
+    pub fn sweep(&mut self) {
+        self.gone.retain(|(_, name)| {
+            // Who holds the queue: this list, old Snapshots' models, waiters.
+            let reachable = Arc::strong_count(&name.queue) > 1;
+            if reachable && !name.queue.is_empty() {
+                name.queue.refuse_all();
+            }
+            reachable
+        });
+    }
+
+    /// Ends loads that have been under way for too long.
+    pub fn expire_loads(&self, now: Millis, grace: Millis) {
+        for name in self.by_key.values() {
+            name.word.expire_load(now, grace);
+        }
+        for cell in self.cells.values().flat_map(HashMap::values) {
+            cell.expire_load(now, grace);
+        }
+    }
+
+    fn cell(&mut self, (node, word): (NodeId, &Arc<NodeWord>), of: Key<'_>, limit: Limit) -> Arc<Cell> {
+        let cells = self.cells.entry(node).or_default();
+        if let Some(cell) = cells.get(of.weights()) {
+            return Arc::clone(cell);
+        }
+        let stand_in = of.blob.and_then(|_| cells.remove(of.manifest));
+        let cell = stand_in.unwrap_or_else(|| {
+            let id = CellId(self.next_cell);
+            self.next_cell += 1;
+            Arc::new(Cell::new(id, node, Arc::clone(word), limit))
+        });
+        cells.insert(of.weights().into(), Arc::clone(&cell));
+        cell
+    }
+
+    fn counters(&mut self, node: NodeId, model: ModelId) -> Arc<PairCounters> {
+        let workers = self.workers;
+        Arc::clone(self.counted.entry((node, model)).or_insert_with(|| Arc::new(PairCounters::new(workers))))
+    }
+}
+
+/// Links this cell to exactly these queues and gives it its limit; both offer what they make available.
+fn put_in_force(cell: &Arc<Cell>, queues: &[&Arc<Queue>], limit: Option<Limit>) {
+    for linked in cell.links() {
+        if !queues.iter().any(|queue| Arc::ptr_eq(queue, &linked)) {
+            cell.unlink(&linked);
+        }
+    }
+    if let Some(limit) = limit.filter(|&limit| !same_limit(cell.view().limit, limit)) {
+        cell.set_limit(limit);
+    }
+    for &queue in queues {
+        cell.link(Arc::clone(queue));
+    }
+}
+
+fn tightest(a: Limit, b: Limit) -> Limit {
+    match (a, b) {
+        (Limit::Hard(x), Limit::Hard(y)) => Limit::Hard(x.min(y)),
+        (hard @ Limit::Hard(_), _) | (_, hard @ Limit::Hard(_)) => hard,
+        (Limit::Soft(x), Limit::Soft(y)) => Limit::Soft(x.min(y)),
+    }
+}
+
+/// A cell counts to 2^24; larger limits read back as that.
+fn same_limit(now: Limit, wanted: Limit) -> bool {
+    let cap = |limit: u32| limit.min((1 << 24) - 1);
+    match (now, wanted) {
+        (Limit::Hard(a), Limit::Hard(b)) | (Limit::Soft(a), Limit::Soft(b)) => a == cap(b),
+        _ => false,
+    }
+}

@@ -1,0 +1,386 @@
+//! All that is known of the fleet, and what follows from it. Pure: answers, reports and the time come in; questions,
+//! Snapshots and the state of cells come out.
+//!
+//! Called by [`crate::fleet::poll`], which does the I/O; tests call it with answers of their own. The Snapshot itself is
+//! put together in [`crate::fleet::build`]. Must never wait or read a clock.
+
+use crate::clock::Millis;
+use crate::config::{Config, NodeConfig};
+use crate::fleet::cells::Cells;
+use crate::fleet::fetch::{Answer, Ask, FetchError};
+use crate::fleet::health::{Event, Fall, Line, Phase, Standing, panicking};
+use crate::fleet::misses::Misses;
+use crate::fleet::node::{Change, Node, Now, Question, millis};
+use crate::fleet::progress::suspicion;
+use crate::fleet::report::Report;
+use crate::fleet::{Snapshot, memory, resolve};
+use crate::ids::NodeId;
+use crate::slots::{Cell, Pair};
+use crate::sync::Arc;
+use crate::usage::names::Names;
+
+/// Between two looks at what changes by time alone.
+pub const TICK_MS: Millis = 1_000;
+/// Clients are served after this, whether all nodes have been asked or not.
+pub const READY_MS: Millis = 2_000;
+/// While a configured node has never been reached, unknown names are 503 for so long.
+pub const INCOMPLETE_MS: Millis = 60_000;
+/// The longest panic after the newest fall; see [`panicking`].
+const PANIC_HOLD_MS: Millis = 60_000;
+/// Changes that only listings show are published together, at most this late.
+const LAZY_MS: Millis = 250;
+
+/// What [`Facts`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// Its nodes, [`crate::fleet::resolve::expand`]ed.
+    pub nodes: Vec<NodeConfig>,
+    /// Gives models their ids.
+    pub names: Arc<Names>,
+    /// Workers that will hold counters.
+    pub workers: usize,
+    /// This process' own instance id, as it answers in [`crate::fleet::node::INSTANCE_HEADER`].
+    pub instance: Arc<str>,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// One question to one node.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Whom.
+    pub node: NodeId,
+    /// What.
+    pub question: Question,
+    /// The same as a request.
+    pub ask: Ask,
+    /// When.
+    pub asked_at: Millis,
+}
+
+/// What has changed since the last Snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Dirty {
+    /// Candidates have to be rebuilt.
+    pub(super) models: bool,
+    /// Publish now.
+    pub(super) now: bool,
+    /// Publish soon.
+    pub(super) soon: bool,
+}
+
+/// The fleet as the poller knows it.
+#[derive(Debug)]
+pub struct Facts {
+    pub(super) config: Arc<Config>,
+    pub(super) nodes: Vec<Node>,
+    /// By node: the pair of requests without a known model.
+    pub(super) any: Vec<Arc<Pair>>,
+    pub(super) cells: Cells,
+    pub(super) misses: Misses,
+    pub(super) last: Arc<Snapshot>,
+    pub(super) dirty: Dirty,
+    pub(super) started: Millis,
+    pub(super) ready: bool,
+    pub(super) panicking: bool,
+    /// Something worth storing has changed.
+    pub(super) memorable: bool,
+    /// By node: its models are listed in the last Snapshot.
+    pub(super) listed: Vec<bool>,
+    /// Cells that can take work since a moment: to be offered.
+    pub(super) opened: Vec<Arc<Cell>>,
+    next_tick: Millis,
+    random: u64,
+}
+
+impl Facts {
+    /// A fleet nobody has asked yet, with what an earlier process remembered of it.
+    #[must_use]
+    pub fn new(parts: Parts, remembered: memory::Memory, now: Now) -> Self {
+        let mut cells = Cells::new(parts.names, parts.workers, parts.config.limits.queue_length);
+        let mut remembered = remembered;
+        let nodes: Vec<Node> = (0..)
+            .zip(parts.nodes)
+            .map(|(id, config)| {
+                let target = Arc::new(resolve::target(&config, parts.config.timeouts.connect));
+                let mut node = Node::new(NodeId(id), config, target, parts.workers, Arc::clone(&parts.instance), now);
+                remembered.restore(&mut node, now, &parts.config.health);
+                node
+            })
+            .collect();
+        let any = nodes.iter().map(|node| cells.any(node.id, &node.word)).collect();
+        Self {
+            config: parts.config,
+            nodes,
+            any,
+            cells,
+            misses: Misses::default(),
+            last: Arc::new(Snapshot::empty()),
+            dirty: Dirty { models: true, now: true, soon: true },
+            started: now.ms,
+            ready: false,
+            panicking: false,
+            memorable: false,
+            listed: Vec::new(),
+            opened: Vec::new(),
+            next_tick: now.ms + TICK_MS,
+            random: parts.seed | 1,
+        }
+    }
+
+    /// The nodes, in order.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Something worth storing has changed since [`Facts::stored`].
+    #[must_use]
+    pub fn is_memorable(&self) -> bool {
+        self.memorable
+    }
+
+    /// What there was to store is being stored.
+    pub fn stored(&mut self) {
+        self.memorable = false;
+    }
+
+    /// When to call [`Facts::due`] and [`Facts::snapshot`] again at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Millis {
+        let nodes = self.nodes.iter().map(Node::next_due);
+        let ready = if self.ready { Millis::MAX } else { self.started + READY_MS };
+        let publish = if self.dirty.now { 0 } else { self.lazy_at() };
+        nodes.chain([ready, publish, self.next_tick, self.misses.deadline()]).min().unwrap_or(0)
+    }
+
+    /// What to ask now; each answer comes back through [`Facts::answered`].
+    pub fn due(&mut self, now: Now) -> Vec<Job> {
+        let rules = &self.config.health;
+        let random = &mut self.random;
+        let mut jobs = Vec::new();
+        for node in &mut self.nodes {
+            for question in node.due(now.ms, rules, || jitter(random)) {
+                let ask = node.ask(&question, rules);
+                jobs.push(Job { node: node.id, question, ask, asked_at: now.ms });
+            }
+        }
+        jobs
+    }
+
+    /// A node answered, or did not.
+    pub fn answered(&mut self, job: &Job, result: Result<Answer, FetchError>, now: Now) {
+        let jitter = jitter(&mut self.random);
+        let config = Arc::clone(&self.config);
+        let Some(node) = place(job.node).and_then(|at| self.nodes.get_mut(at)) else { return };
+        let change = node.answered(&job.question, job.asked_at, result, now, &config.health, jitter);
+        self.take(job.node, &change, now);
+        if change.residency {
+            self.mark_residency(job.node, job.asked_at);
+        }
+    }
+
+    /// A worker reports.
+    pub fn report(&mut self, report: Report, now: Now) {
+        match report {
+            Report::Refused(node) => self.health(node, Event::Refused, now),
+            Report::Reached(node) => self.health(node, Event::Reached, now),
+            Report::Administered(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
+            Report::Unloaded(node) => self.each(node, |node| node.refresh_residency(now.ms)),
+            Report::Miss { key, reply } => {
+                if self.last.models.contains_key(&key) {
+                    // The worker's Snapshot is older than ours. One that has left wants no answer.
+                    let _ = reply.send(true);
+                    return;
+                }
+                let up = self.nodes.iter().filter(|node| node.health.is_up()).map(|node| node.id);
+                if self.misses.ask(key, reply, now.ms, up) {
+                    self.each(NodeId::NONE, |node| {
+                        if node.health.is_up() {
+                            node.refresh_inventory(now.ms);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// What follows from time alone; cheap to call at any time, works once a second.
+    pub fn tick(&mut self, now: Now) {
+        let last = &self.last;
+        self.misses.settle(now.ms, |key| last.models.contains_key(key));
+        if !self.ready && (now.ms.saturating_sub(self.started) >= READY_MS || self.nodes.iter().all(|n| n.round_done)) {
+            self.ready = true;
+            self.dirty.now = true;
+        }
+        if now.ms < self.next_tick {
+            return;
+        }
+        self.next_tick = now.ms + TICK_MS;
+        for at in 0..self.nodes.len() {
+            let node = &self.nodes[at];
+            let (id, was) = (node.id, node.health.suspect);
+            let after = node.config.timeouts.suspect_after.unwrap_or(self.config.timeouts.suspect_after);
+            let suspect = suspicion(was, node.progress.reading(), now.ms, millis(after));
+            self.health(id, Event::Suspicion(suspect), now);
+            self.health(id, Event::Tick, now);
+            if self.nodes[at].forget(now, &self.config.health) {
+                self.memorable = true;
+                self.dirty.models = true;
+                self.dirty.now = true;
+            }
+        }
+        self.age_residency(now);
+        self.cells.expire_loads(now.ms, millis(self.config.routing.cold_load_grace));
+        self.cells.sweep();
+        self.panic(now);
+        self.set_words();
+        let listed = self.nodes.iter().map(|node| node.is_listed(now));
+        if self.last.incomplete != self.is_incomplete(now) || !listed.eq(self.listed.iter().copied()) {
+            self.dirty.now = true;
+        }
+    }
+
+    /// Health of one node moves on.
+    fn health(&mut self, node: NodeId, event: Event, now: Now) {
+        let jitter = jitter(&mut self.random);
+        let config = Arc::clone(&self.config);
+        let Some(found) = place(node).and_then(|at| self.nodes.get_mut(at)) else { return };
+        let change = found.event(event, now, &config.health, jitter);
+        self.take(node, &change, now);
+    }
+
+    /// Acts on what changed in one node.
+    fn take(&mut self, id: NodeId, change: &Change, now: Now) {
+        self.dirty.models |= change.models;
+        self.memorable |= change.models;
+        self.dirty.now |= change.models;
+        self.dirty.soon |= change.listing;
+        if change.inventory_asked {
+            self.misses.answered(id);
+        }
+        if change.health.changed {
+            self.dirty.models = true;
+            self.dirty.now = true;
+            let Some(node) = place(id).and_then(|at| self.nodes.get(at)) else { return };
+            if let Some(line) = &change.health.log {
+                log(node, line);
+            }
+            if change.health.came_up {
+                // It may be another process than before: what it has in memory is to be told anew.
+                for cell in self.cells.of_node(id) {
+                    cell.mark_unloaded(now.ms);
+                }
+            }
+            if !node.health.is_up() {
+                self.memorable = true;
+                self.misses.answered(id);
+            }
+            self.panic(now);
+            self.close();
+        }
+    }
+
+    /// Decides whether the fleet panics.
+    fn panic(&mut self, now: Now) {
+        let rules = &self.config.health;
+        let standings: Vec<Standing> = self.nodes.iter().map(|node| Standing::of(&node.health)).collect();
+        // Two probes fell due within one interval, and each waited for its time-out.
+        let window = millis(rules.probe) + millis(rules.probe_timeout);
+        let percent = rules.panic_threshold_percent;
+        let panics = panicking(self.panicking, &standings, now.ms, window, PANIC_HOLD_MS, percent);
+        if panics != self.panicking {
+            self.panicking = panics;
+            self.dirty.models = true;
+            self.dirty.now = true;
+            if panics {
+                tracing::error!(
+                    "more than {percent} % of the nodes fell silent at once: keeping to them, it may be us"
+                );
+            } else {
+                tracing::warn!("the panic is over");
+            }
+        }
+    }
+
+    /// Work may go to this node: it is up, or its silence is not believed.
+    #[must_use]
+    pub(super) fn is_routable(&self, node: &Node) -> bool {
+        let health = &node.health;
+        health.is_up()
+            || (self.panicking && health.phase == Phase::Down && health.reached && health.fall == Fall::Silent)
+    }
+
+    /// Closes nodes that are not routable, at once; opening waits for the Snapshot.
+    fn close(&self) {
+        for node in self.nodes.iter().filter(|node| !self.is_routable(node) || node.health.suspect) {
+            node.word.set_suspect(node.health.suspect);
+            node.word.set_up(self.is_routable(node));
+        }
+    }
+
+    /// Sets every node's word as its health says, and gathers the cells of those that opened. A worker may have closed one
+    /// whose report was lost, so this also runs without a change.
+    pub(super) fn set_words(&mut self) {
+        for (node, any) in self.nodes.iter().zip(&self.any) {
+            let was_open = node.word.is_open();
+            node.word.set_recovering(node.health.recovering_until != 0);
+            node.word.set_suspect(node.health.suspect);
+            node.word.set_up(self.is_routable(node));
+            if !was_open && node.word.is_open() {
+                self.opened.push(Arc::clone(&any.cell));
+                self.opened.extend(self.cells.of_node(node.id).cloned());
+            }
+        }
+    }
+
+    /// Residency that is too old is unknown: what we have in flight, and had lately, decides.
+    fn age_residency(&mut self, now: Now) {
+        let stale = millis(self.config.health.stale_residency);
+        for node in self.nodes.iter_mut().filter(|node| node.is_ollama()) {
+            if node.ps.at.is_none_or(|at| now.ms.saturating_sub(at) < stale) {
+                continue;
+            }
+            if !node.loaded.is_empty() {
+                node.loaded = Arc::default();
+                self.dirty.soon = true;
+            }
+            for cell in self.cells.of_node(node.id) {
+                cell.mark_unloaded(now.ms.saturating_sub(stale));
+            }
+        }
+    }
+
+    /// Does `to` to one node, or to all for [`NodeId::NONE`].
+    fn each(&mut self, id: NodeId, to: impl Fn(&mut Node)) {
+        self.nodes.iter_mut().filter(|node| id == NodeId::NONE || node.id == id).for_each(to);
+    }
+
+    pub(super) fn lazy_at(&self) -> Millis {
+        if self.dirty.soon { self.last.published + LAZY_MS } else { Millis::MAX }
+    }
+}
+
+/// The node's index.
+pub(super) fn place(node: NodeId) -> Option<usize> {
+    usize::try_from(node.0).ok()
+}
+
+fn log(node: &Node, line: &Line) {
+    let (name, cause, unlogged) = (&node.name, &line.cause, line.unlogged);
+    match line.phase {
+        Phase::Up if line.suspect => tracing::warn!(node = %name, %cause, unlogged, "node is suspect"),
+        Phase::Up => tracing::info!(node = %name, %cause, unlogged, "node is up"),
+        Phase::Down | Phase::Unknown => tracing::warn!(node = %name, %cause, unlogged, "node is down"),
+    }
+}
+
+/// Uniform in 0..1000 (xorshift: it spreads polls, it keeps no secrets).
+fn jitter(state: &mut u64) -> u32 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    u32::try_from(*state % 1_000).unwrap_or(0)
+}

@@ -1,0 +1,171 @@
+//! What nodes had, over restarts: one JSON file beside the ledger, read at start, written now and then.
+//!
+//! It is a hint, not a record: a file that is absent, too new, torn or of another fleet is as good as none. It is
+//! written to a second name, flushed and renamed, in a thread of its own. Called by the poller alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::config::{Config, HealthConfig, NodeKind};
+use crate::fleet::inventory::{self, Fields};
+use crate::fleet::node::{Node, Now, Weights, millis};
+use crate::sync::Arc;
+
+/// The form of the file; another number is not read.
+const FORM: u32 = 1;
+/// The largest file read.
+const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// What is stored of the fleet.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    form: u32,
+    /// By the node's name.
+    nodes: BTreeMap<String, Remembered>,
+}
+
+/// What is stored of one node.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    /// It speaks OpenAI's API only.
+    openai: bool,
+    /// It was up when this was written.
+    up: bool,
+    /// When it was up last.
+    seen_unix_ms: u64,
+    #[serde(default)]
+    version: Option<String>,
+    /// Its entries as received.
+    models: Vec<Box<RawValue>>,
+    /// Names lost while it was down, and the UTC millisecond until which they count.
+    #[serde(default)]
+    lost: BTreeMap<String, u64>,
+    /// Blob of the weights by digest of the manifest.
+    #[serde(default)]
+    weights: BTreeMap<String, Option<String>>,
+}
+
+/// Where the file is.
+#[must_use]
+pub fn path(config: &Config) -> PathBuf {
+    config.data.join("inventories.json")
+}
+
+impl Memory {
+    /// What is worth storing of these nodes; those never reached keep what an earlier process stored.
+    #[must_use]
+    pub fn of(nodes: &[Node]) -> Self {
+        let seen = nodes.iter().filter_map(|node| Some((node.name.to_string(), Remembered::of(node)?)));
+        Self { form: FORM, nodes: seen.collect() }
+    }
+
+    /// Reads the file; whatever is wrong with it is logged and nothing is remembered.
+    #[must_use]
+    pub fn load(path: &Path) -> Self {
+        match read(path) {
+            Ok(memory) if memory.form == FORM => memory,
+            Ok(memory) => {
+                tracing::warn!(path = %path.display(), form = memory.form, "inventories of another form are not read");
+                Self::default()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "inventories cannot be read");
+                Self::default()
+            }
+        }
+    }
+
+    /// Replaces the file, whole or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let fresh = path.with_extension("json.new");
+        let mut file = std::fs::File::create(&fresh)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&fresh, path)
+    }
+
+    /// Hands a node what was stored of it, unless that is too old or it was of another kind.
+    pub(super) fn restore(&mut self, node: &mut Node, now: Now, rules: &HealthConfig) {
+        let Some(stored) = self.nodes.remove(&*node.name) else { return };
+        let forget_ms = millis(rules.forget_models_after);
+        if stored.openai == node.is_ollama() || now.unix_ms.saturating_sub(stored.seen_unix_ms) >= forget_ms {
+            return;
+        }
+        let entry = if stored.openai { inventory::serve } else { inventory::tag };
+        let entries = stored.models.iter().filter_map(|raw| serde_json::from_str::<Fields>(raw.get()).ok());
+        let entries: Vec<_> =
+            entries.filter_map(entry).map(|entry| inventory::Entry { loaded: false, ..entry }).collect();
+        node.version = stored.version.map(Arc::from);
+        node.lost = lost(stored.lost, now);
+        let known = stored.weights.into_iter();
+        node.weights = known.map(|(digest, blob)| (digest.into(), Weights::Known(blob.map(Arc::from)))).collect();
+        node.restore(entries, stored.seen_unix_ms, stored.up);
+    }
+}
+
+impl Remembered {
+    fn of(node: &Node) -> Option<Self> {
+        let weight = |(digest, weights): (&Arc<str>, &Weights)| match weights {
+            Weights::Known(blob) => Some((digest.to_string(), blob.as_ref().map(ToString::to_string))),
+            Weights::Retry(_) => None,
+        };
+        Some(Self {
+            openai: node.config.kind == NodeKind::OpenAi,
+            up: node.health.is_up(),
+            seen_unix_ms: node.seen_unix_ms?,
+            version: node.version.as_deref().map(str::to_owned),
+            models: node.inventory.iter().filter_map(|entry| entry.fields.to_raw()).collect(),
+            lost: node.lost.values().map(|(name, until)| (name.to_string(), *until)).collect(),
+            weights: node.weights.iter().filter_map(weight).collect(),
+        })
+    }
+}
+
+fn lost(stored: BTreeMap<String, u64>, now: Now) -> HashMap<Arc<str>, (Arc<str>, u64)> {
+    let alive = stored.into_iter().filter(|(_, until)| *until > now.unix_ms);
+    alive.map(|(name, until)| (crate::dialect::name::key(&name).into(), (name.into(), until))).collect()
+}
+
+fn read(path: &Path) -> io::Result<Memory> {
+    let file = std::fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inventories.json");
+        assert!(Memory::load(&path).nodes.is_empty(), "absent");
+        for rubbish in ["", "{", r#"{"form":2,"nodes":{}}"#, r#"{"form":1,"nodes":{"a":{}}}"#] {
+            std::fs::write(&path, rubbish).unwrap();
+            assert!(Memory::load(&path).nodes.is_empty(), "{rubbish}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inventories.json");
+        std::fs::write(&path, "old").unwrap();
+        Memory { form: FORM, nodes: BTreeMap::new() }.store(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), r#"{"form":1,"nodes":{}}"#);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = dir.path().join("absent").join("inventories.json");
+        assert!(Memory::default().store(&nowhere).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! What one node's answers tell: reads each, updates the [`Node`], says what changed. Pure.
+//!
+//! Called by [`Node::answered`] alone.
+
+use http::StatusCode;
+use serde_json::value::RawValue;
+
+use super::{Change, INSTANCE_HEADER, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
+use crate::clock::Millis;
+use crate::config::HealthConfig;
+use crate::fleet::NodePs;
+use crate::fleet::fetch::{Answer, FetchError};
+use crate::fleet::health::Event;
+use crate::fleet::inventory::{self, Entry};
+use crate::sync::Arc;
+
+impl Node {
+    pub(super) fn probed(
+        &mut self,
+        asked_at: Millis,
+        result: Result<Answer, FetchError>,
+        now: Now,
+        rules: &HealthConfig,
+        jitter: u32,
+    ) -> Change {
+        let refused = matches!(result, Err(FetchError::Refused));
+        let answer = match result {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mut change = Change::default();
+                if refused && self.health.is_up() {
+                    change = self.event(Event::Refused, now, rules, jitter);
+                }
+                let failed = Event::ProbeFailed { asked_at, cause: error.to_string().into() };
+                let failed = self.event(failed, now, rules, jitter);
+                return if change.health.changed { change } else { failed };
+            }
+        };
+        let ours = answer.headers.get(INSTANCE_HEADER).is_some_and(|id| id.as_bytes() == self.instance.as_bytes());
+        if ours {
+            return self.event(Event::Ourselves { asked_at }, now, rules, jitter);
+        }
+        if !self.is_ollama() && self.pulse == Pulse::Health && lacks_path(answer.status) {
+            // Not every server has /health. This answer says nothing; ask the other path at once.
+            self.pulse = Pulse::Models;
+            self.health.probe_at = now.ms;
+            return Change::default();
+        }
+        match self.read_pulse(&answer) {
+            Ok(version) => {
+                let mut change = self.event(Event::ProbeOk { asked_at }, now, rules, jitter);
+                if version.is_some() && version != self.version {
+                    // Another program answers now; it may have another inventory.
+                    self.inventory_timer.due = now.ms;
+                    self.version = version;
+                    change.listing = true;
+                }
+                change
+            }
+            Err(cause) => self.event(Event::ProbeFailed { asked_at, cause: cause.into() }, now, rules, jitter),
+        }
+    }
+
+    /// The version an answer to a probe tells, if the answer is one.
+    fn read_pulse(&self, answer: &Answer) -> Result<Option<Arc<str>>, String> {
+        let status = answer.status;
+        if self.is_ollama() {
+            if status != StatusCode::OK {
+                return Err(format!("/api/version answers {status}"));
+            }
+            return inventory::version(&answer.body).map(Some);
+        }
+        if status == StatusCode::OK {
+            return Ok(None);
+        }
+        let loading =
+            status == StatusCode::SERVICE_UNAVAILABLE && memchr::memmem::find(&answer.body, b"oading").is_some();
+        let path = if self.pulse == Pulse::Health { "/health" } else { "/v1/models" };
+        Err(if loading { "loads its model".to_owned() } else { format!("{path} answers {status}") })
+    }
+
+    pub(super) fn take_inventory(
+        &mut self,
+        result: &Result<Answer, FetchError>,
+        now: Now,
+        rules: &HealthConfig,
+    ) -> Change {
+        self.inventory_timer.busy = false;
+        self.round_done = true;
+        let unchanged = Change { inventory_asked: true, ..Change::default() };
+        let entries = match (body(result, "the inventory"), self.is_ollama()) {
+            (Ok(body), true) => inventory::tags(body),
+            (Ok(body), false) => inventory::served(body),
+            (Err(why), _) => Err(why),
+        };
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(why) => {
+                tracing::debug!(node = %self.name, why, "no inventory");
+                return unchanged;
+            }
+        };
+        self.note_lost(&entries, now, rules);
+        let residency = !self.is_ollama();
+        if residency {
+            self.ps = Arc::new(NodePs {
+                at: Some(now.ms),
+                entries: raw(entries.iter().filter(|e| e.loaded).map(|e| &e.fields)),
+            });
+        }
+        let same = same_entries(&self.inventory, &entries);
+        if !same {
+            self.inventory = Arc::new(entries);
+            self.trim_weights();
+        }
+        Change { models: !same, listing: !same, residency, ..unchanged }
+    }
+
+    /// Names that were there before it went down and are not any more are remembered; those that are back are not lost.
+    fn note_lost(&mut self, entries: &[Entry], now: Now, rules: &HealthConfig) {
+        if std::mem::take(&mut self.returned) {
+            let until = now.unix_ms + millis(rules.forget_models_after);
+            for entry in self.inventory.iter() {
+                self.lost.insert(Arc::clone(&entry.key), (Arc::clone(&entry.name), until));
+            }
+        }
+        for entry in entries {
+            self.lost.remove(&entry.key);
+        }
+    }
+
+    pub(super) fn take_residency(&mut self, result: &Result<Answer, FetchError>, asked_at: Millis, now: Now) -> Change {
+        self.residency_timer.busy = false;
+        let loaded = match body(result, "residency").and_then(inventory::ps) {
+            Ok(loaded) => loaded,
+            Err(why) => {
+                tracing::debug!(node = %self.name, why, "no residency");
+                return Change::default();
+            }
+        };
+        self.residency_asked = Some(asked_at);
+        self.ps = Arc::new(NodePs { at: Some(now.ms), entries: raw(loaded.iter().map(|entry| &entry.fields)) });
+        self.loaded = Arc::new(loaded);
+        Change { listing: true, residency: true, ..Change::default() }
+    }
+
+    pub(super) fn take_slots(&mut self, result: &Result<Answer, FetchError>) -> Change {
+        self.slots_timer.busy = false;
+        let Some(slots) = body(result, "slots").ok().and_then(inventory::total_slots) else { return Change::default() };
+        let changed = self.total_slots.replace(slots) != Some(slots);
+        Change { models: changed, ..Change::default() }
+    }
+
+    pub(super) fn take_weights(&mut self, digest: &Arc<str>, result: &Result<Answer, FetchError>, now: Now) -> Change {
+        self.weights_busy = false;
+        let (weights, models) = match body(result, "weights").and_then(inventory::weights) {
+            Ok(blob) => (Weights::Known(blob.map(Arc::from)), true),
+            Err(why) => {
+                tracing::debug!(node = %self.name, why, "no weights");
+                (Weights::Retry(now.ms + SHOW_RETRY_MS), false)
+            }
+        };
+        self.weights.insert(Arc::clone(digest), weights);
+        Change { models, ..Change::default() }
+    }
+
+    /// Digests that left the inventory stay known while ps may still show them, but not without bound.
+    fn trim_weights(&mut self) {
+        if self.weights.len() > 2 * self.inventory.len() + 256 {
+            let kept: std::collections::HashSet<_> = self.inventory.iter().map(|entry| &entry.digest).collect();
+            self.weights.retain(|digest, _| kept.contains(digest));
+        }
+    }
+}
+
+/// The body of a 200, or why there is none.
+fn body<'a>(result: &'a Result<Answer, FetchError>, what: &str) -> Result<&'a [u8], String> {
+    match result {
+        Ok(answer) if answer.status == StatusCode::OK => Ok(&answer.body),
+        Ok(answer) => Err(format!("{what}: answered {}", answer.status)),
+        Err(error) => Err(format!("{what}: {error}")),
+    }
+}
+
+fn lacks_path(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED)
+}
+
+fn raw<'a>(fields: impl Iterator<Item = &'a inventory::Fields>) -> Vec<Box<RawValue>> {
+    fields.filter_map(inventory::Fields::to_raw).collect()
+}
+
+fn same_entries(old: &[Entry], new: &[Entry]) -> bool {
+    old.len() == new.len() && old.iter().zip(new).all(|(a, b)| a.key == b.key && a.fields == b.fields)
+}

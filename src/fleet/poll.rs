@@ -1,0 +1,188 @@
+//! The poller: asks all nodes at once, each at its own pace, and publishes what follows. The only writer of the Snapshot.
+//!
+//! Lives on the control thread, which drives it by [`Poller::step`]. Decisions are [`Facts`]'; here is the I/O: a task per
+//! question, so that a node that hangs delays nobody (I9). Must never be run on a worker.
+
+use std::time::Duration;
+
+use crate::clock::{Clock, Millis};
+use crate::config::NodeConfig;
+use crate::fleet::facts::{Facts, Job, Parts};
+use crate::fleet::fetch::{Answer, Client, FetchError};
+use crate::fleet::memory::{self, Memory};
+use crate::fleet::node::Now;
+use crate::fleet::report::Report;
+use crate::fleet::{Fleet, Target};
+use crate::slots::Cell;
+use crate::sync::{Arc, spawn_local, spawn_thread};
+
+/// The memory is written at most this often.
+const STORE_EVERY_MS: Millis = 60_000;
+
+/// Cells that can take work since a moment: offer each, then serve the waiting.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Capacity {
+    /// Opened by a node that came up, or new.
+    pub cells: Vec<Arc<Cell>>,
+    /// A Snapshot was published.
+    pub published: bool,
+}
+
+impl Capacity {
+    /// Serves waiters from the cells that opened.
+    pub fn offer(self) {
+        for cell in self.cells {
+            cell.offer();
+        }
+    }
+}
+
+/// A question with its answer.
+#[derive(Debug)]
+struct Told {
+    job: Job,
+    result: Result<Answer, FetchError>,
+}
+
+/// Asks and publishes.
+#[derive(Debug)]
+pub struct Poller {
+    facts: Facts,
+    clients: Vec<Client>,
+    clock: Clock,
+    fleet: Fleet,
+    reports: flume::Receiver<Report>,
+    answers: flume::Receiver<Told>,
+    answer: flume::Sender<Told>,
+    store: std::path::PathBuf,
+    stored_at: Millis,
+    stored: flume::Receiver<()>,
+    storing: flume::Sender<()>,
+}
+
+impl Poller {
+    /// Reads the memory of an earlier process and publishes a first Snapshot, in which no node is up.
+    #[must_use]
+    pub fn new(parts: Parts, fleet: &Fleet, reports: flume::Receiver<Report>, clock: &Clock) -> Self {
+        let store = memory::path(&parts.config);
+        let now = now(clock);
+        let facts = Facts::new(parts, Memory::load(&store), now);
+        let clients: Vec<Client> = facts.nodes().iter().map(|node| Client::new(Arc::clone(&node.target))).collect();
+        // Each node has at most five questions under way, so that no answer waits for room.
+        let (answer, answers) = flume::bounded(clients.len() * 5 + 1);
+        let (storing, stored) = flume::bounded(1);
+        let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot) };
+        let (clock, stored_at) = (clock.clone(), now.ms);
+        let mut poller =
+            Self { facts, clients, clock, fleet, reports, answers, answer, store, stored_at, stored, storing };
+        poller.publish(now).offer();
+        poller
+    }
+
+    /// The nodes and where they are, for [`crate::fleet::resolve::keep_fresh`].
+    #[must_use]
+    pub fn targets(&self) -> Vec<(NodeConfig, Arc<Target>)> {
+        self.facts.nodes().iter().map(|node| (node.config.clone(), Arc::clone(&node.target))).collect()
+    }
+
+    /// Asks what is due, waits for the next answer, report or deadline, takes all that are there, and publishes.
+    ///
+    /// Needs a `LocalSet`. Cancel safe: nothing is lost when it is dropped between two awaits; call it again.
+    pub async fn step(&mut self) -> Capacity {
+        self.ask();
+        let wait = Duration::from_millis(self.facts.next_due().saturating_sub(self.clock.now()));
+        tokio::select! {
+            told = self.answers.recv_async() => if let Ok(told) = told { self.take(&told.job, told.result); },
+            report = next(&self.reports) => self.facts.report(report, now(&self.clock)),
+            () = tokio::time::sleep(wait) => {}
+        }
+        while let Ok(told) = self.answers.try_recv() {
+            self.take(&told.job, told.result);
+        }
+        while let Ok(report) = self.reports.try_recv() {
+            self.facts.report(report, now(&self.clock));
+        }
+        let now = now(&self.clock);
+        self.facts.tick(now);
+        self.keep(now);
+        self.publish(now)
+    }
+
+    /// Runs for ever, serving waiters from capacity that appears; for callers without a rhythm of their own.
+    pub async fn run(mut self) -> std::convert::Infallible {
+        loop {
+            self.step().await.offer();
+        }
+    }
+
+    /// Writes the memory now, in this thread; at the end of the process.
+    pub fn store_now(&self) {
+        write(&Memory::of(self.facts.nodes()), &self.store);
+    }
+
+    fn ask(&mut self) {
+        for job in self.facts.due(now(&self.clock)) {
+            let Some(client) = usize::try_from(job.node.0).ok().and_then(|at| self.clients.get(at)) else { continue };
+            let (client, answer) = (client.clone(), self.answer.clone());
+            spawn_local(async move {
+                let result = client.fetch(&job.ask).await;
+                let _ = answer.send_async(Told { job, result }).await;
+            });
+        }
+    }
+
+    fn take(&mut self, job: &Job, result: Result<Answer, FetchError>) {
+        self.facts.answered(job, result, now(&self.clock));
+    }
+
+    fn publish(&mut self, now: Now) -> Capacity {
+        let snapshot = self.facts.snapshot(now);
+        let published = snapshot.is_some();
+        if let Some(snapshot) = snapshot {
+            self.fleet.snapshot.store(snapshot);
+        }
+        Capacity { cells: self.facts.published(now, published), published }
+    }
+
+    /// Stores the memory if it has changed and the last time is long past, in a thread of its own: a disk may stall.
+    fn keep(&mut self, now: Now) {
+        if !self.facts.is_memorable() || now.ms.saturating_sub(self.stored_at) < STORE_EVERY_MS {
+            return;
+        }
+        if self.storing.try_send(()).is_err() {
+            return;
+        }
+        self.stored_at = now.ms;
+        let (memory, path, done) = (Memory::of(self.facts.nodes()), self.store.clone(), self.stored.clone());
+        let body = move || {
+            write(&memory, &path);
+            let _ = done.try_recv();
+        };
+        match spawn_thread("inventories", body) {
+            Ok(_) => self.facts.stored(),
+            Err(error) => {
+                let _ = self.stored.try_recv();
+                tracing::warn!(%error, "no thread to store the inventories");
+            }
+        }
+    }
+}
+
+fn write(memory: &Memory, path: &std::path::Path) {
+    if let Err(error) = memory.store(path) {
+        tracing::warn!(path = %path.display(), %error, "inventories cannot be stored");
+    }
+}
+
+/// The next report; never, once no worker is left.
+async fn next(reports: &flume::Receiver<Report>) -> Report {
+    match reports.recv_async().await {
+        Ok(report) => report,
+        Err(flume::RecvError::Disconnected) => std::future::pending().await,
+    }
+}
+
+fn now(clock: &Clock) -> Now {
+    Now { ms: clock.now(), unix_ms: clock.unix_ms() }
+}

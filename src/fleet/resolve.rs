@@ -1,0 +1,288 @@
+//! Where nodes are: literal addresses at once, names through the resolver, again and again.
+//!
+//! Runs on the control thread; its look-ups are the operating system's, on the runtime's blocking pool. A worker never
+//! resolves: it reads [`Target::addresses`]. When the resolver fails or hangs the last addresses stay.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::task::Poll;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::config::{Config, NodeConfig};
+use crate::fleet::Target;
+use crate::fleet::node::millis;
+use crate::sync::{Arc, spawn_local};
+
+/// The longest a look-up is waited for; the operating system's own patience is often longer.
+const LOOKUP: Duration = Duration::from_secs(5);
+/// The longest a start waits for names.
+const START: Duration = Duration::from_secs(2);
+
+/// Where requests to this node go; a literal address is known at once, a name has no address yet.
+#[must_use]
+pub fn target(node: &NodeConfig, connect: Duration) -> Target {
+    let literal = node.host.parse::<IpAddr>().ok();
+    let addresses = literal.map(|ip| SocketAddr::new(ip, node.port)).into_iter().collect();
+    let host = match literal {
+        Some(IpAddr::V6(ip)) => format!("[{ip}]:{}", node.port),
+        _ if node.port == 80 => node.host.clone(),
+        _ => format!("{}:{}", node.host, node.port),
+    };
+    Target {
+        addresses: ArcSwap::from_pointee(addresses),
+        host: host.into(),
+        base_path: node.base_path.as_str().into(),
+        api_key: node.api_key.clone(),
+        connect_ms: millis(node.connect_timeout.unwrap_or(connect)),
+    }
+}
+
+/// One address of each family, in the resolver's order: both are tried in turn as one node.
+#[must_use]
+pub fn one_of_each(found: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut kept: Vec<SocketAddr> = Vec::with_capacity(2);
+    for address in found {
+        if !kept.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            kept.push(*address);
+        }
+    }
+    kept
+}
+
+/// A name has several addresses of one family: is it one node or many?
+#[must_use]
+pub fn is_ambiguous(found: &[SocketAddr]) -> bool {
+    one_of_each(found).len() < unique(found).len()
+}
+
+fn unique(found: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut kept = Vec::with_capacity(found.len());
+    for address in found {
+        if !kept.contains(address) {
+            kept.push(*address);
+        }
+    }
+    kept
+}
+
+/// The configured nodes with names resolved once: a node with `expand` becomes one node for each address. A name that
+/// does not resolve yet stays one node; it is looked up again while the process runs.
+///
+/// # Errors
+/// Every name with several addresses of one family and no `expand` (in an ancestor's file a warning: the first counts).
+pub async fn expand(config: &Config) -> Result<Vec<NodeConfig>, Vec<String>> {
+    let mut found: HashMap<(String, u16), Vec<SocketAddr>> = HashMap::new();
+    let names = config.nodes.iter().filter(|node| node.host.parse::<IpAddr>().is_err());
+    let mut lookups: Vec<_> = names
+        .map(|node| (node.host.clone(), node.port))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .map(|name| (name.clone(), Box::pin(look_up(name.0, name.1))))
+        .collect();
+    let all = std::future::poll_fn(|cx| {
+        lookups.retain_mut(|(name, lookup)| match lookup.as_mut().poll(cx) {
+            Poll::Pending => true,
+            Poll::Ready(addresses) => {
+                found.insert(name.clone(), addresses.unwrap_or_default());
+                false
+            }
+        });
+        if lookups.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    // What has not resolved by then is looked up again later.
+    let _ = tokio::time::timeout(START, all).await;
+    expanded(config, &found)
+}
+
+/// The pure part of [`expand`].
+fn expanded(config: &Config, found: &HashMap<(String, u16), Vec<SocketAddr>>) -> Result<Vec<NodeConfig>, Vec<String>> {
+    let mut nodes = Vec::with_capacity(config.nodes.len());
+    let mut mistakes = Vec::new();
+    for node in &config.nodes {
+        let addresses = found.get(&(node.host.clone(), node.port)).map(|found| unique(found)).unwrap_or_default();
+        if node.expand && addresses.len() > 1 {
+            nodes.extend(addresses.iter().map(|address| one_of(node, *address)));
+            continue;
+        }
+        if is_ambiguous(&addresses) {
+            let message = format!(
+                "node {}: {} has {} addresses; write `expand: true` to make each a node, or configure them one by one",
+                node.name,
+                node.host,
+                addresses.len()
+            );
+            if config.ancestor {
+                tracing::warn!("{message}; taking the first");
+            } else {
+                mistakes.push(message);
+            }
+        }
+        nodes.push(node.clone());
+    }
+    if mistakes.is_empty() { Ok(nodes) } else { Err(mistakes) }
+}
+
+/// The node at one address of its name.
+fn one_of(node: &NodeConfig, address: SocketAddr) -> NodeConfig {
+    let name = format!("{}[{}]", node.name, address.ip());
+    NodeConfig { name, host: address.ip().to_string(), expand: false, ..node.clone() }
+}
+
+/// Keeps the addresses of all named targets fresh, at once and then `every`, until dropped. Nothing to do for literals.
+pub async fn keep_fresh(targets: Vec<(NodeConfig, Arc<Target>)>, every: Duration) {
+    let (sender, answers) = flume::bounded(targets.len().max(1));
+    let named: Vec<_> = targets.into_iter().filter(|(node, _)| node.host.parse::<IpAddr>().is_err()).collect();
+    let mut warned = vec![false; named.len()];
+    if named.is_empty() {
+        return std::future::pending().await;
+    }
+    let mut rounds = tokio::time::interval(every);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        // Each name in a task of its own: one that hangs delays no other.
+        for (at, (node, _)) in named.iter().enumerate() {
+            let (sender, lookup) = (sender.clone(), look_up(node.host.clone(), node.port));
+            spawn_local(async move {
+                let found = lookup.await.unwrap_or_default();
+                let _ = sender.send_async((at, found)).await;
+            });
+        }
+        for _ in 0..named.len() {
+            let Ok((at, found)) = answers.recv_async().await else { return };
+            let (node, target) = &named[at];
+            update(target, &found);
+            if is_ambiguous(&found) && !std::mem::replace(&mut warned[at], true) {
+                tracing::warn!(node = %node.name, host = %node.host, "the name has several addresses: taking the first");
+            }
+        }
+    }
+}
+
+/// Takes what the resolver found; nothing found changes nothing.
+fn update(target: &Target, found: &[SocketAddr]) {
+    let addresses = one_of_each(found);
+    let known = target.addresses.load_full();
+    // A resolver that rotates its answers must not move a node from address to address.
+    if found.is_empty() || known.iter().all(|address| found.contains(address)) && known.len() == addresses.len() {
+        return;
+    }
+    target.addresses.store(Arc::new(addresses));
+}
+
+async fn look_up(host: String, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    let lookup = tokio::net::lookup_host((host, port));
+    match tokio::time::timeout(LOOKUP, lookup).await {
+        Ok(found) => Ok(found?.collect()),
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeKind;
+
+    fn node(host: &str) -> NodeConfig {
+        NodeConfig {
+            name: host.to_owned(),
+            url: format!("http://{host}:11434"),
+            host: host.to_owned(),
+            port: 11434,
+            base_path: String::new(),
+            kind: NodeKind::Ollama,
+            slots: None,
+            api_key: None,
+            expand: false,
+            cloud: false,
+            connect_timeout: None,
+            timeouts: crate::config::TimeoutOverrides::default(),
+            llama: false,
+        }
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn known(target: &Target) -> Vec<SocketAddr> {
+        target.addresses.load().to_vec()
+    }
+
+    #[test]
+    fn literals_are_known_at_once_and_names_are_not() {
+        let v4 = target(&node("10.0.0.7"), Duration::from_secs(2));
+        assert_eq!((known(&v4), &*v4.host), (addresses(&["10.0.0.7:11434"]), "10.0.0.7:11434"));
+        let v6 = target(&node("fd00::7"), Duration::from_secs(2));
+        assert_eq!((known(&v6), &*v6.host), (addresses(&["[fd00::7]:11434"]), "[fd00::7]:11434"));
+        let name = target(&NodeConfig { port: 80, ..node("gpu-a") }, Duration::from_secs(2));
+        assert_eq!((known(&name), &*name.host), (vec![], "gpu-a"));
+    }
+
+    #[test]
+    fn one_v4_and_one_v6_are_one_node() {
+        let both = addresses(&["[fd00::7]:1", "10.0.0.7:1", "[fd00::7]:1"]);
+        assert!(!is_ambiguous(&both));
+        assert_eq!(one_of_each(&both), addresses(&["[fd00::7]:1", "10.0.0.7:1"]));
+        assert!(is_ambiguous(&addresses(&["10.0.0.7:1", "10.0.0.8:1"])));
+    }
+
+    #[test]
+    fn the_last_addresses_stay_when_nothing_is_found_or_the_order_turns() {
+        let target = target(&node("gpu-a"), Duration::from_secs(2));
+        update(&target, &addresses(&["10.0.0.7:1", "10.0.0.8:1"]));
+        assert_eq!(known(&target), addresses(&["10.0.0.7:1"]));
+        update(&target, &[]);
+        update(&target, &addresses(&["10.0.0.8:1", "10.0.0.7:1"]));
+        assert_eq!(known(&target), addresses(&["10.0.0.7:1"]));
+        update(&target, &addresses(&["10.0.0.9:1"]));
+        assert_eq!(known(&target), addresses(&["10.0.0.9:1"]));
+    }
+
+    #[test]
+    fn several_addresses_are_a_mistake_unless_expanded() {
+        let found = HashMap::from([
+            (("a".to_owned(), 11434), addresses(&["10.0.0.1:11434", "10.0.0.2:11434"])),
+            (("b".to_owned(), 11434), addresses(&["10.0.0.3:11434", "10.0.0.4:11434"])),
+        ]);
+        let mut config = Config { nodes: vec![node("a"), node("b"), node("later")], ..Config::default() };
+        assert_eq!(expanded(&config, &found).unwrap_err().len(), 2);
+        config.ancestor = true;
+        assert_eq!(expanded(&config, &found).unwrap().len(), 3);
+        config.ancestor = false;
+        config.nodes[0].expand = true;
+        config.nodes[1].expand = true;
+        let nodes = expanded(&config, &found).unwrap();
+        let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.host.as_str())).collect();
+        let expected = [
+            ("a[10.0.0.1]", "10.0.0.1"),
+            ("a[10.0.0.2]", "10.0.0.2"),
+            ("b[10.0.0.3]", "10.0.0.3"),
+            ("b[10.0.0.4]", "10.0.0.4"),
+            ("later", "later"),
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[tokio::test]
+    async fn a_name_of_this_machine_resolves() {
+        let config = Config { nodes: vec![node("localhost")], ..Config::default() };
+        assert_eq!(expand(&config).await.unwrap().len(), 1);
+        let target = Arc::new(target(&node("localhost"), Duration::from_secs(2)));
+        let local = tokio::task::LocalSet::new();
+        let fresh = keep_fresh(vec![(node("localhost"), Arc::clone(&target))], Duration::from_secs(10));
+        let resolved = async {
+            while known(&target).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        local
+            .run_until(async {
+                tokio::select! { () = fresh => {}, () = resolved => {} }
+            })
+            .await;
+        assert!(known(&target).iter().all(|address| address.ip().is_loopback()));
+    }
+}
