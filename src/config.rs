@@ -43,6 +43,8 @@ pub struct Config {
     pub nodes: Vec<NodeConfig>,
     /// Slots per (node, model) where neither node nor model says otherwise.
     pub slots: SlotsConfig,
+    /// The key that `slots` comes from: `slots`, `max_concurrent_connections` or `default`.
+    pub slots_origin: &'static str,
     /// Overrides by model name or glob, first match wins.
     pub models: Vec<ModelConfig>,
     /// Keys that open the router; empty: no key is asked for.

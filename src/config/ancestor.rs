@@ -78,6 +78,7 @@ pub(super) fn read(file: Option<Node>, env: &Env, walk: &mut Walk, config: &mut 
     if is_file {
         config.origins = vec!["*".to_owned()];
         config.slots = SlotsConfig::Soft(1);
+        config.slots_origin = "max_concurrent_connections";
     }
     let mut keys = api_keys(&mut top, env, walk);
     nodes(&mut top, env, walk, config, &mut keys, is_file);
@@ -248,6 +249,7 @@ fn slots(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config) {
         }
         let count = u64::try_from(count).unwrap_or(1).clamp(1, ours::SLOTS_MAX);
         config.slots = SlotsConfig::Soft(u32::try_from(count).unwrap_or(1));
+        config.slots_origin = key;
     }
     let mut hard = false;
     top.set(walk, "limits", &mut hard, one_of(&[("hard", true), ("soft", false)]));
@@ -301,5 +303,212 @@ fn router_key(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config
     if let Some(secret) = walk.secret(name, node) {
         walk.set_place("router_keys[0]", &node.place);
         config.router_keys = vec![RouterKey { name: "key1".to_owned(), secret: Secret(secret) }];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::tests::{file, file_and_env, right, shown, wrong};
+    use super::super::{Config, NodeKind, Secret, SlotsConfig, Sources};
+
+    /// The usual form of the file.
+    const SAMPLE: &str = r#"
+# Ollama nodes
+endpoints:
+  - http://192.168.0.50:11434
+  - http://192.168.0.51:11434
+  - http://192.168.0.52:8000/v1
+
+llama_server_endpoints:
+  - http://192.168.0.33:8889/v1
+
+max_concurrent_connections: 2
+
+nomyo-router-api-key: "${ROUTER_KEY}"
+
+api_keys:
+  "http://192.168.0.50:11434": "ollama"
+  "http://192.168.0.51:11434": "ollama"
+  "http://192.168.0.52:8000/v1": "${OPENAI_KEY}"
+  "http://192.168.0.33:8889/v1": "llama"
+
+db_path: state/token_counts.db
+cache_enabled: false
+cache_backend: memory
+"#;
+
+    fn config(text: &str) -> Config {
+        right(&file(text)).config
+    }
+
+    #[test]
+    fn the_sample_works_as_it_is() {
+        let loaded = right(&file_and_env(SAMPLE, &[("ROUTER_KEY", "open sesame"), ("OPENAI_KEY", "sk-1")]));
+        let config = &loaded.config;
+        let nodes: Vec<(&str, NodeKind, bool, Option<&str>)> = config
+            .nodes
+            .iter()
+            .map(|node| (node.name.as_str(), node.kind, node.llama, node.api_key.as_ref().map(|key| key.0.as_str())))
+            .collect();
+        let wanted = [
+            ("http://192.168.0.50:11434", NodeKind::Ollama, false, None),
+            ("http://192.168.0.51:11434", NodeKind::Ollama, false, None),
+            ("http://192.168.0.52:8000/v1", NodeKind::OpenAi, false, Some("sk-1")),
+            ("http://192.168.0.33:8889/v1", NodeKind::OpenAi, true, Some("llama")),
+        ];
+        assert_eq!(nodes, wanted);
+        assert!(config.ancestor);
+        assert_eq!(config.slots_for(&config.nodes[0], "m"), (SlotsConfig::Soft(2), "max_concurrent_connections"));
+        assert_eq!(config.router_keys[0].secret, Secret("open sesame".to_owned()));
+        assert_eq!(config.data, Path::new("state/herdgate-data"));
+        assert_eq!(config.origins, ["*"]);
+        let warnings = shown(&loaded.warnings);
+        assert!(warnings.len() == 1 && warnings[0].contains("no response cache"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_is_missing_is_as_it_was_there() {
+        let config = config("endpoints: [http://a:1]");
+        assert_eq!(config.slots, SlotsConfig::Soft(1));
+        assert_eq!(config.router_keys, []);
+        assert_eq!(config.data, Path::new("./herdgate-data"));
+        let loaded = right(&file("max_concurrent_connections: 3"));
+        assert!(loaded.config.ancestor);
+        assert_eq!(loaded.config.nodes[0].name, "http://localhost:11434");
+        let loaded = right(&file("llama_server_endpoints: [http://a:1]"));
+        assert_eq!(loaded.config.nodes.len(), 2);
+        assert!(shown(&loaded.warnings)[0].contains("`endpoints: []` leaves it out"));
+        let loaded = right(&file("endpoints: []"));
+        assert!(loaded.config.nodes.is_empty() && loaded.warnings.len() == 1);
+    }
+
+    #[test]
+    fn numbers_as_leniently_as_there() {
+        for (text, slots) in [("4", 4), ("\"4\"", 4), ("2.0", 2), ("0", 1), ("-3", 1)] {
+            assert_eq!(
+                config(&format!("max_concurrent_connections: {text}")).slots,
+                SlotsConfig::Soft(slots),
+                "{text}"
+            );
+        }
+        for text in ["four", "2.5", "", "[]", "true"] {
+            assert_eq!(wrong(&file(&format!("max_concurrent_connections: {text}"))).len(), 1, "{text}");
+        }
+        let hard = config("endpoints: [http://a:1]\nmax_concurrent_connections: 3\nlimits: hard");
+        assert_eq!(hard.slots, SlotsConfig::Hard(3));
+        assert_eq!(config("endpoints: [http://a:1]\nlimits: hard").slots, SlotsConfig::Hard(1));
+        assert!(wrong(&file("endpoints: [http://a:1]\nlimits: hadr"))[0].contains("did you mean hard?"));
+    }
+
+    #[test]
+    fn braces_only_whole_and_unset_is_empty() {
+        let text = "endpoints: ['${A}', 'http://${A}:1']\nmax_concurrent_connections: ${N}\n";
+        let mistakes = wrong(&file_and_env(text, &[("A", "http://a:1")]));
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes[0].starts_with("gate.yaml:1:21: endpoints[1]: value `http://${A}:1`"), "{}", mistakes[0]);
+        assert!(mistakes[1].contains("is empty; must be a whole number"), "{}", mistakes[1]);
+        let right = right(&file_and_env(
+            "endpoints: ['${A}']\nmax_concurrent_connections: ${N}",
+            &[("A", "http://a:1"), ("N", "5")],
+        ));
+        assert_eq!((right.config.nodes[0].name.as_str(), right.config.slots), ("http://a:1", SlotsConfig::Soft(5)));
+    }
+
+    #[test]
+    fn nodes_that_cannot_be_are_mistakes_here_too() {
+        for (url, words) in [
+            ("hello", "no URL"),
+            ("https://api.example.com/v1", "https is not supported yet"),
+            ("http://a:1/v1beta/openai", "does not end with it"),
+            ("http://me:pw@a:1", "`api_keys`"),
+            ("''", "no URL"),
+        ] {
+            let mistakes = wrong(&file(&format!("endpoints:\n  - {url}\n")));
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with("gate.yaml:2:5: endpoints[0]"), "{mistakes:?}");
+            assert!(mistakes[0].contains(words), "{mistakes:?}");
+        }
+        for text in ["endpoints: http://a:1", "endpoints:", "api_keys: []", "endpoints: [1]", "api_keys: { 1234: x }"] {
+            assert_eq!(wrong(&file(&format!("{text}\ncache_ttl: 1"))).len(), 1, "{text}");
+        }
+        assert!(wrong(&file("endpoints: []\nendpoint: []"))[0].contains("did you mean `endpoints`?"));
+    }
+
+    #[test]
+    fn one_url_twice_is_one_node() {
+        let loaded = right(&file("endpoints: [http://a:1, http://a:1]"));
+        assert_eq!((loaded.config.nodes.len(), loaded.warnings.len()), (1, 1));
+        let loaded = right(&file("endpoints: [http://a:1/v1, http://b:1]\nllama_server_endpoints: [http://a:1/v1]"));
+        let llama: Vec<bool> = loaded.config.nodes.iter().map(|node| node.llama).collect();
+        assert_eq!(llama, [false, true]);
+        let loaded = right(&file("endpoints: [http://a:11434, http://a:11434/v1]"));
+        assert_eq!((loaded.config.nodes.len(), loaded.warnings.len()), (2, 1));
+        let loaded = right(&file("endpoints: [http://a:1]\nendpoints: [http://b:1]"));
+        assert_eq!(loaded.config.nodes[0].host, "b", "the last one counts, as there");
+        assert_eq!(loaded.warnings.len(), 1);
+    }
+
+    #[test]
+    fn node_keys_go_by_the_exact_url() {
+        let loaded = right(&file("endpoints: [http://a:1/v1]\napi_keys: { 'http://a:1/v1/': k, 'http://a:1/v1': '' }"));
+        assert_eq!(loaded.config.nodes[0].api_key, None);
+        let warnings = shown(&loaded.warnings);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(
+            warnings[0].contains("belongs to no node") && warnings[1].contains("the node gets no key"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn the_router_key_has_seven_names_and_one_value() {
+        for name in super::ROUTER_KEYS {
+            let config = config(&format!("{name}: k1\n"));
+            assert_eq!(
+                (config.router_keys[0].name.as_str(), &config.router_keys[0].secret),
+                ("key1", &Secret("k1".to_owned()))
+            );
+        }
+        let two = wrong(&file("nomyo-router-api-key: k1\nrouter_api_key: k2"));
+        assert!(
+            two.len() == 1 && two[0].starts_with("gate.yaml:2:17: router_api_key: `nomyo-router-api-key` is set too"),
+            "{two:?}"
+        );
+        assert!(!two[0].contains("k2"));
+        for (text, env) in [
+            ("nomyo-router-api-key: ''", None),
+            ("nomyo-router-api-key: ${UNSET}", None),
+            ("endpoints: [http://a:1]", Some(("NOMYO_ROUTER_API_KEY", ""))),
+        ] {
+            let mistakes = wrong(&file_and_env(text, &env.into_iter().collect::<Vec<_>>()));
+            assert!(mistakes.len() == 1 && mistakes[0].contains("leave it out instead"), "{text}: {mistakes:?}");
+        }
+        let null = right(&file("nomyo-router-api-key:"));
+        assert_eq!((null.config.router_keys.len(), null.warnings.len()), (0, 1));
+    }
+
+    #[test]
+    fn its_variables_lie_below_its_file() {
+        let env = [
+            ("NOMYO_ROUTER_ENDPOINTS", r#"["http://env:1"]"#),
+            ("nomyo_router_max_concurrent_connections", "6"),
+            ("NOMYO_ROUTER_API_KEYS", r#"{"http://env:1/v1": "k"}"#),
+            ("NOMYO_ROUTER_DB_PATH", "/app/data/token_counts.db"),
+            ("NOMYO_ROUTER_API_KEY", "from-env"),
+            ("NOMYO_ROUTER_CACHE_TTL", "5"),
+            ("NOMYO_ROUTER_SOMETHING", "else"),
+        ];
+        let loaded = right(&file_and_env("endpoints: [http://file:1]\nnomyo-router-api-key: ''", &env));
+        let config = &loaded.config;
+        assert_eq!((config.nodes[0].host.as_str(), config.slots), ("file", SlotsConfig::Soft(6)));
+        assert_eq!(config.data, Path::new("/app/data/herdgate-data"));
+        assert_eq!(config.router_keys[0].secret, Secret("from-env".to_owned()));
+        let no_file = Sources { file: None, ..file_and_env("", &env) };
+        let loaded = right(&no_file);
+        assert_eq!((loaded.config.nodes[0].host.as_str(), loaded.config.ancestor), ("env", false));
+        assert_eq!(loaded.config.router_keys.len(), 1, "a key is honoured without a file, too");
+        let bad = wrong(&file_and_env("max_concurrent_connections: 1", &[("NOMYO_ROUTER_ENDPOINTS", "http://a:1")]));
+        assert!(bad.len() == 1 && bad[0].starts_with("NOMYO_ROUTER_ENDPOINTS: endpoints: "), "{bad:?}");
     }
 }

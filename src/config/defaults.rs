@@ -46,6 +46,7 @@ impl Default for Config {
                 llama: false,
             }],
             slots: SlotsConfig::SOFT_DEFAULT,
+            slots_origin: "default",
             models: Vec::new(),
             router_keys: Vec::new(),
             administration: Administration::Auto,

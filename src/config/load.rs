@@ -144,7 +144,7 @@ pub(super) fn fill(sources: &Sources, walk: &mut Walk) -> Config {
     walk.duplicates = Duplicates::LastWins;
     ancestor::read(ancestors_root, &sources.env, walk, &mut config);
     walk.duplicates = Duplicates::Refuse;
-    walk.hint = ours::hint;
+    walk.hint = ours::hints();
     if let Some(root) = ours_root {
         ours::read(root, walk, &mut config);
     }

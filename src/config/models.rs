@@ -23,9 +23,7 @@ impl Config {
     pub(super) fn node_slots(&self, node: &NodeConfig) -> (SlotsConfig, &'static str) {
         match node.slots {
             Some(slots) => (slots, "nodes"),
-            None if self.ancestor => (self.slots, "max_concurrent_connections"),
-            None if self.slots == SlotsConfig::SOFT_DEFAULT => (self.slots, "default"),
-            None => (self.slots, "slots"),
+            None => (self.slots, self.slots_origin),
         }
     }
 

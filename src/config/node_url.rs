@@ -4,6 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{NodeConfig, NodeKind, TimeoutOverrides};
 
+/// A URL is a name as well, and names go into keys of the store, which holds 511 bytes a key.
+const URL_BYTES_MAX: usize = 256;
+
 /// The parts of a node's URL.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct NodeUrl {
@@ -71,6 +74,9 @@ pub(super) fn parse(url: &str) -> Result<NodeUrl, String> {
             return Err(format!("https is not supported yet: {advice}"));
         }
         _ => return Err(format!("`{scheme}` is not a scheme herdgate speaks: {example}")),
+    }
+    if url.len() > URL_BYTES_MAX {
+        return Err(format!("is longer than {URL_BYTES_MAX} bytes"));
     }
     if let Some(odd) = rest.chars().find(|c| !c.is_ascii_graphic()) {
         return Err(format!("holds {odd:?}, which no URL may: {example}"));

@@ -10,7 +10,7 @@ use super::defaults::DEFAULT_FILE;
 use super::mistake::Place;
 use super::node_url;
 use super::tree::{self, Node, Scalar, Value};
-use super::walk::{Section, Walk, auto_or, duration, line, number, one_of, size, text, toggle};
+use super::walk::{Hint, Section, Walk, auto_or, duration, line, number, one_of, size, text, toggle};
 use super::{
     AccessLog, Administration, Config, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat, ModelConfig,
     NodeConfig, NodeKind, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts,
@@ -43,7 +43,12 @@ pub(super) fn read(root: Node, walk: &mut Walk, config: &mut Config) {
     if let Some(items) = top.list(walk, "nodes") {
         nodes(items, walk, config);
     }
-    top.set(walk, "slots", &mut config.slots, slots);
+    if let Some(node) = top.take(walk, "slots")
+        && let Some(slots) = walk.scalar("slots", &node, slots)
+    {
+        config.slots = slots;
+        config.slots_origin = if slots == SlotsConfig::SOFT_DEFAULT { "default" } else { "slots" };
+    }
     if let Some(section) = top.section(walk, "models") {
         config.models = section.into_entries().into_iter().filter_map(|entry| model(entry, walk)).collect();
     }
@@ -376,8 +381,14 @@ fn default_tree() -> Option<Value> {
     tree::parse(&Arc::from("default.yaml"), DEFAULT_FILE).ok().map(|root| root.value)
 }
 
+/// Finds where an unknown key has its place; looks the default file up once.
+pub(super) fn hints() -> Hint {
+    let tree = default_tree();
+    Box::new(move |section, name| hint(tree.as_ref(), section, name))
+}
+
 /// Where a key that is unknown here has its place: in another section, or under another name.
-pub(super) fn hint(section: &str, name: &str) -> Option<String> {
+fn hint(default_tree: Option<&Value>, section: &str, name: &str) -> Option<String> {
     if section.is_empty()
         && let Some(hint) = super::ancestor::our_key(name)
     {
@@ -388,7 +399,7 @@ pub(super) fn hint(section: &str, name: &str) -> Option<String> {
         let why = if section.starts_with("nodes") { "before a node is chosen" } else { "where no model counts" };
         return Some(format!("it runs {why}; it is `timeouts.{name}` for all"));
     }
-    let Some(Value::Map(entries)) = default_tree() else { return None };
+    let Some(Value::Map(entries)) = default_tree else { return None };
     let holder = entries.iter().find(|entry| match &entry.node.value {
         Value::Map(below) => entry.name != section && below.iter().any(|below| below.name == name),
         _ => false,

@@ -24,10 +24,9 @@ pub(super) enum Duplicates {
 }
 
 /// Words for an unknown key that no other key of its section is near to: (path of the section, name) to a hint.
-pub(super) type Hint = fn(&str, &str) -> Option<String>;
+pub(super) type Hint = Box<dyn Fn(&str, &str) -> Option<String>>;
 
 /// What the walk has found so far.
-#[derive(Debug)]
 pub(super) struct Walk {
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
@@ -60,7 +59,7 @@ impl Walk {
             warnings: Vec::new(),
             lenient,
             duplicates: Duplicates::Refuse,
-            hint: |_, _| None,
+            hint: Box::new(|_, _| None),
             places: BTreeMap::new(),
             node_keys: Vec::new(),
             #[cfg(test)]
@@ -88,7 +87,7 @@ impl Walk {
 
     /// Opens a mapping. Nothing at all (`timeouts:` with every key commented out) is an empty one.
     pub(super) fn section(&mut self, key: &str, node: Node) -> Option<Section> {
-        let node = self.from_variable(key, node)?;
+        let node = self.unpacked(key, node)?;
         let entries = match node.value {
             Value::Map(entries) => self.without_duplicates(key, entries),
             Value::Null => Vec::new(),
@@ -102,7 +101,7 @@ impl Walk {
 
     /// Opens a list.
     pub(super) fn list(&mut self, key: &str, node: Node) -> Option<Vec<Node>> {
-        let node = self.from_variable(key, node)?;
+        let node = self.unpacked(key, node)?;
         match node.value {
             Value::List(items) => Some(items),
             other => {
@@ -162,7 +161,7 @@ impl Walk {
     }
 
     /// Lists and mappings in an environment variable are JSON.
-    fn from_variable(&mut self, key: &str, node: Node) -> Option<Node> {
+    fn unpacked(&mut self, key: &str, node: Node) -> Option<Node> {
         let Value::Scalar(Scalar { text, kind: Kind::Loose }) = &node.value else { return Some(node) };
         if !matches!(node.place, Place::Variable(_)) {
             return Some(node);
