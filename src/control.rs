@@ -1,1 +1,92 @@
-//! control: to come.
+//! The control thread: polls the fleet, offers new capacity, publishes live state, writes access lines, keeps time.
+//!
+//! Everything that is slow or periodic and belongs to no request. Workers reach it through the poller's bounded
+//! channel of rare reports. Must never be needed for a request that finds a free slot.
+
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions};
+
+use crate::admin;
+use crate::fleet::{self, poll::Poller};
+use crate::routing;
+use crate::shared::{Phase, Shared};
+use crate::sync::{Arc, spawn_local};
+use crate::worker::millis;
+
+/// Waiters are looked after, live state is sampled: at most 20 times a second.
+const SAMPLE: Duration = Duration::from_millis(50);
+
+/// The UTC offset is read anew.
+const RESYNC: Duration = Duration::from_secs(1);
+
+/// Comment lines keep idle event streams alive through middle boxes.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Ends the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop;
+
+/// Runs the control thread until told to stop.
+pub fn run(shared: &Arc<Shared>, poller: Poller, stop: &flume::Receiver<Stop>) {
+    let runtime = match Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime for the control thread");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let resolve = shared.config.health.resolve;
+        spawn_local(fleet::resolve::keep_fresh(poller.targets(), resolve));
+        spawn_local(poll(poller, shared.clone()));
+        spawn_local(look_after(shared.clone()));
+        let _ = stop.recv_async().await;
+        shared.live.close();
+        shared.access.write(&shared.names);
+    });
+}
+
+/// Polls for ever; capacity that appears goes to whoever waits.
+async fn poll(mut poller: Poller, shared: Arc<Shared>) {
+    while shared.phase() < Phase::Ending {
+        poller.step().await.offer();
+    }
+    poller.store_now();
+}
+
+/// The periodic work.
+async fn look_after(shared: Arc<Shared>) {
+    let mut sample = tokio::time::interval(SAMPLE);
+    sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let spill_after = millis(shared.config.routing.cold_spill_after);
+    let (mut resynced, mut beaten, mut published) = (0, 0, Vec::new());
+    loop {
+        sample.tick().await;
+        let now = shared.clock.now();
+        let snapshot = shared.fleet.snapshot.load_full();
+        for model in snapshot.models.values() {
+            if !model.queue.is_empty() {
+                routing::serve_waiting(&snapshot, model, now, spill_after);
+            }
+        }
+        shared.access.write(&shared.names);
+        if shared.phase() >= Phase::Leaving {
+            shared.live.close();
+        } else if shared.live.wanted() {
+            let state = admin::usage_state(&shared);
+            if state[..] != published[..] {
+                shared.live.publish(&state);
+                published = state.to_vec();
+            }
+        }
+        if now - beaten >= millis(HEARTBEAT) {
+            beaten = now;
+            shared.live.heartbeat();
+        }
+        if now - resynced >= millis(RESYNC) {
+            resynced = now;
+            shared.clock.resync();
+        }
+    }
+}

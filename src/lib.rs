@@ -36,6 +36,7 @@ pub mod dialect;
 pub mod error;
 pub mod fleet;
 pub mod front;
+pub mod gate;
 pub mod http1;
 pub mod ids;
 pub mod live;

@@ -1,1 +1,226 @@
-fn main() {}
+//! The command line: reads the configuration, starts the proxy, waits for a signal, drains.
+//!
+//! The only exit codes: 0 drained, 1 other, 64 flags or configuration, 69 port taken, 75 store held.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use herdgate::clock::Clock;
+use herdgate::config::{self, Config, Flags, LogFormat, Sources};
+use herdgate::gate::{self, Gate, StartError};
+use herdgate::usage::ledger::LedgerError;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Flags or configuration cannot be used.
+const EXIT_CONFIG: u8 = 64;
+/// Somebody listens on the port.
+const EXIT_PORT_TAKEN: u8 = 69;
+/// Another live process holds the ledger.
+const EXIT_HELD: u8 = 75;
+
+/// The gate in front of a herd of Ollama nodes.
+///
+/// Clients talk to it exactly as to one Ollama (also on the OpenAI- and Anthropic-style routes); behind it stand many
+/// nodes. It sends each request to a node that has the model, preferably loaded and with a free slot, and counts every
+/// token.
+#[derive(Parser)]
+#[command(name = "herdgate", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy
+    ///
+    /// Without a configuration it listens on 127.0.0.1:12434, uses the node http://127.0.0.1:11434 and keeps its
+    /// ledger in ./herdgate-data. SIGTERM or Ctrl-C drains it; a second one ends it at once.
+    Serve(ServeArgs),
+    /// Report every mistake in a configuration at once; exit 64 if there is any
+    Check(CheckArgs),
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Configuration file (YAML); without it, herdgate.yaml in this folder if there is one. An ancestor's config.yaml
+    /// works as it is
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address and port to listen on [default: 127.0.0.1:12434]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// A node's URL; may be given several times, and replaces the nodes of the file [default: http://127.0.0.1:11434]
+    #[arg(long = "node", value_name = "URL")]
+    nodes: Vec<String>,
+    /// Directory of the ledger [default: ./herdgate-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Worker threads [default: one per core this process may run on]
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// Treat unknown configuration keys as warnings
+    #[arg(long)]
+    lenient: bool,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// Configuration file to check
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Treat unknown configuration keys as warnings
+    #[arg(long)]
+    lenient: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match cli.command {
+        Command::Serve(args) => serve(args),
+        Command::Check(args) => Ok(check(&args)),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("herdgate: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Reads the configuration; mistakes and warnings go to stderr, all of them.
+fn configuration(file: Option<PathBuf>, flags: Flags) -> Option<Config> {
+    let env = config::process_env();
+    let directory = std::env::current_dir().unwrap_or_default();
+    let file = match config::find(file.as_deref(), &directory, &env) {
+        Ok(file) => file,
+        Err(mistake) => {
+            eprintln!("{mistake}");
+            return None;
+        }
+    };
+    match config::load(&Sources { file, flags, env }) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
+            Some(loaded.config)
+        }
+        Err(mistakes) => {
+            for mistake in &mistakes {
+                eprintln!("{mistake}");
+            }
+            eprintln!("{} mistake(s) in the configuration", mistakes.len());
+            None
+        }
+    }
+}
+
+fn check(args: &CheckArgs) -> ExitCode {
+    let flags = Flags { lenient: args.lenient, ..Flags::default() };
+    match configuration(Some(args.config.clone()), flags) {
+        Some(config) => {
+            print!("{}", config::describe(&config));
+            ExitCode::SUCCESS
+        }
+        None => ExitCode::from(EXIT_CONFIG),
+    }
+}
+
+fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let flags =
+        Flags { listen: args.listen, nodes: args.nodes, data: args.data, workers: args.workers, lenient: args.lenient };
+    let Some(config) = configuration(args.config, flags) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
+    log_to_stderr(&config);
+    let files = gate::raise_file_limit();
+    let shutdown = config.shutdown.clone();
+    for line in config::describe(&config).lines() {
+        tracing::info!("{line}");
+    }
+    let exposed = !config.listen.ip().is_loopback() && config.router_keys.is_empty();
+    let gate = match Gate::start(config, Clock::system()) {
+        Ok(gate) => gate,
+        Err(error) => return start_failed(error),
+    };
+    tracing::info!(address = %gate.address(), workers = gate.shared.gauges.len(), files,
+        connections = gate.shared.connection_bound, "serving");
+    if exposed {
+        tracing::warn!(
+            "LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY: everybody who reaches this port can use every model"
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(wait_and_drain(&gate, &shutdown)).context("no signals")?;
+    gate.end().context("the last flush of the ledger")?;
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_failed(error: StartError) -> anyhow::Result<ExitCode> {
+    let code = match &error {
+        StartError::Nodes(_) => EXIT_CONFIG,
+        StartError::PortTaken { .. } => EXIT_PORT_TAKEN,
+        StartError::Ledger(LedgerError::Held { .. }) => EXIT_HELD,
+        _ => return Err(error.into()),
+    };
+    eprintln!("herdgate: {error}");
+    Ok(ExitCode::from(code))
+}
+
+/// Waits for the first signal, then until everything has drained, the deadline passes or a second signal comes.
+async fn wait_and_drain(gate: &Gate, shutdown: &config::ShutdownConfig) -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    stopped(&mut term, &mut interrupt).await;
+    tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more");
+    gate.leave();
+    let drained = async {
+        tokio::time::sleep(shutdown.delay).await;
+        gate.drain();
+        while !gate.is_drained() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        done = tokio::time::timeout(shutdown.delay + shutdown.drain, drained) => {
+            if done.is_err() {
+                tracing::warn!(streams = gate.shared.connections(), "the drain deadline passed: ending what still runs");
+            }
+        }
+        () = stopped(&mut term, &mut interrupt) => tracing::warn!("second signal: ending now"),
+    }
+    Ok(())
+}
+
+async fn stopped(term: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn log_to_stderr(config: &Config) {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::new(&config.log.level);
+    let json = match config.log.format {
+        LogFormat::Json => true,
+        LogFormat::Human => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_target(false).init();
+    }
+}

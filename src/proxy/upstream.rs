@@ -18,8 +18,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::net::TcpStream;
 
-pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::dial::dial;
+pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::lingering::{Leave, Lingering};
 use super::pool::{Life, Pool};
 use super::wire::{Connection, Fault, Wire};
