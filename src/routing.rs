@@ -61,9 +61,9 @@ impl Ask<'_> {
 
     /// This candidate may serve the request, its node's state aside.
     fn admits(&self, snapshot: &Snapshot, candidate: &Candidate) -> bool {
-        !(self.native && candidate.kind == NodeKind::OpenAi)
-            && !self.tried.contains(&candidate.node)
-            && (!candidate.remote || may_leave_the_house(snapshot, candidate.node))
+        let wrong_kind = self.native && candidate.kind == NodeKind::OpenAi;
+        let leaves = candidate.remote && !may_leave_the_house(snapshot, candidate.node);
+        !wrong_kind && !leaves && !self.tried.contains(&candidate.node)
     }
 }
 
@@ -216,3 +216,6 @@ fn rotated(model: &Model) -> usize {
 fn may_leave_the_house(snapshot: &Snapshot, node: NodeId) -> bool {
     snapshot.nodes.get(node.0 as usize).is_some_and(|n| n.cloud)
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,17 +55,15 @@ fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
         .min_by_key(|&i| model.candidates[i].pair.cell.node_word.work())
 }
 
-/// Ends a load whose cell is no longer LOADING (it succeeded, failed or expired under another name or by `/api/ps`), or
-/// whose node takes no work any more: a node that hangs must not keep the model from coming up elsewhere.
+/// Ends a load that is over; one on a node that no longer has the model is.
 fn end_if_over(model: &Model, load: Load) -> bool {
-    let over = match model.candidates.iter().find(|c| c.node == load.node) {
-        None => true,
-        Some(c) => !c.pair.cell.node_word.is_open() || load.confirmed && !c.pair.cell.reading().is_loading(),
-    };
-    if over {
-        model.word.end_load(load.node);
+    match model.candidates.iter().find(|c| c.node == load.node) {
+        Some(c) => model.word.end_if_over(&c.pair.cell),
+        None => {
+            model.word.end_load(load.node);
+            true
+        }
     }
-    over
 }
 
 /// For a model with waiters, each 50 ms, on the control thread: refuses those that nothing can serve any more, offers

@@ -65,10 +65,6 @@ impl Reading {
         self.0 & LOADED != 0
     }
 
-    pub(crate) fn is_loading(self) -> bool {
-        self.0 & (LOADED | LOADING) == LOADING
-    }
-
     pub(crate) fn is_warm(self) -> bool {
         self.0 & (LOADED | LOADING) != 0
     }

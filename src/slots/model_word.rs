@@ -4,6 +4,7 @@
 
 use crate::clock::Millis;
 use crate::ids::NodeId;
+use crate::slots::Cell;
 use crate::sync::{AtomicU64, Hint, Ordering};
 
 /// `since` fills the low 40 bits (34 years of milliseconds), above it the phase and the node plus one.
@@ -71,6 +72,19 @@ impl ModelWord {
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Ends the load on this cell's node if it is over: the cell is no longer LOADING (success, failure or expiry, perhaps
+    /// under another name or by `/api/ps`), or its node takes no work any more, since a node that hangs must not keep the
+    /// model from coming up elsewhere. True if it did.
+    pub(crate) fn end_if_over(&self, cell: &Cell) -> bool {
+        let over = self.loading().is_some_and(|load| {
+            load.node == cell.node && (!cell.node_word.is_open() || load.confirmed && !cell.view().loading)
+        });
+        if over {
+            self.end_load(cell.node);
+        }
+        over
     }
 
     /// Ends a load that has been under way for `grace` or longer; the control thread calls it.

@@ -34,7 +34,8 @@ impl Wants {
     /// This cell's node may serve it.
     #[must_use]
     pub fn accepts(&self, cell: &Cell) -> bool {
-        !(self.native && cell.node_word.is_v1_only()) && !self.tried.contains(&cell.node)
+        let wrong_kind = self.native && cell.node_word.is_v1_only();
+        !wrong_kind && !self.tried.contains(&cell.node)
     }
 
     /// Has been to a node before.
@@ -186,6 +187,12 @@ impl Queue {
         self.live.load(Ordering::Relaxed)
     }
 
+    /// Entries in memory, cancelled ones included; see invariant 5.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.tail.len() + self.head.load().len()
+    }
+
     /// Nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -228,7 +235,8 @@ impl Queue {
 
     /// Somebody may be here that `cell` can serve; exact for the head, and for the tail until it was popped.
     pub(crate) fn wants(&self, cell: &Cell) -> bool {
-        self.len() > 0 && (!self.tail.is_empty() || self.head.load().iter().any(|w| w.waits() && w.wants.accepts(cell)))
+        !self.is_empty()
+            && (!self.tail.is_empty() || self.head.load().iter().any(|w| w.waits() && w.wants.accepts(cell)))
     }
 
     /// Passes the held slot to the first waiter that may take it; false leaves it with the caller.

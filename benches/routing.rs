@@ -1,0 +1,174 @@
+//! What a decision costs: `pick` over 8, 64 and 1,000 candidates, the slot's compare-exchange included, the release not.
+//!
+//! - `pick/idle`, `pick/busy`: every copy loaded; idle ends at the first candidate, busy has to look at all of them. **The
+//!   number that matters is busy**; budgets: 50 ns / 200 ns / 2 us.
+//! - `pick/full`: every copy at its hard limit: what it costs to find out that a request waits.
+//! - `pick/cold`: loaded nowhere, the node with the least work is chosen.
+//! - `pick/contended`: busy, 8 candidates, several threads at once.
+//! - `pick_any`: the least busy node for a request that names no known model.
+#![expect(clippy::disallowed_types, reason = "a bench reads the clock")]
+#![expect(clippy::unwrap_used, reason = "a bench may panic")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use herdgate::config::NodeKind;
+use herdgate::fleet::progress::NodeProgress;
+use herdgate::fleet::{Candidate, Model, NodePs, NodeView, Snapshot, Target};
+use herdgate::ids::{CellId, ModelId, NodeId};
+use herdgate::routing::{AnyAsk, Ask, Choice, pick, pick_any};
+use herdgate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue, Taken};
+use herdgate::sync::{Arc, spawn_thread};
+use herdgate::usage::counters::PairCounters;
+
+const SIZES: [u32; 3] = [8, 64, 1_000];
+/// Decisions timed between two releases: the loads hardly move meanwhile.
+const BATCH: u64 = 32;
+
+struct Herd {
+    snapshot: Snapshot,
+    model: Model,
+}
+
+impl Herd {
+    fn new(count: u32, limit: Limit) -> Self {
+        let word = Arc::new(ModelWord::new());
+        let queue = Arc::new(Queue::new(1_024));
+        let nodes: Box<[_]> = (0..count).map(node).collect();
+        let candidate = |node: &NodeView| {
+            let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)));
+            pair.cell.link(Arc::clone(&queue));
+            let digest = Arc::from("");
+            Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false }
+        };
+        let candidates = nodes.iter().map(candidate).collect();
+        let (id, name) = (ModelId(2), Arc::from("m:latest"));
+        let model = Model { id, name, queue, word, candidates, conflict: false };
+        Self { snapshot: Snapshot { nodes, ready: true, ..Snapshot::empty() }, model }
+    }
+
+    /// Every copy loaded and under some load, which looks random.
+    fn busy(count: u32, limit: u32) -> Self {
+        let herd = Self::new(count, Limit::Hard(limit));
+        for (at, candidate) in (1u32..).zip(&herd.model.candidates) {
+            candidate.pair.cell.mark_loaded(1);
+            let load = (limit / 2 + at.wrapping_mul(0x9E37_79B9) % (limit / 2)).min(limit);
+            (0..load).for_each(|_| assert!(candidate.pair.cell.try_take_warm()));
+        }
+        herd
+    }
+
+    fn pick(&self) -> Choice {
+        pick(&self.snapshot, &self.model, &Ask { native: true, tried: &[], now: 1, spill_after: 10_000 })
+    }
+
+    fn undo(&self, choice: Choice) {
+        if let Choice::Go { candidate, taken } = choice {
+            let cell = &self.model.candidates[candidate].pair.cell;
+            if taken == Taken::Cold {
+                cell.mark_load_failed();
+                self.model.word.end_load(cell.node);
+            }
+            cell.release();
+        }
+    }
+
+    /// Time of `decisions` calls of `pick`, given back between batches while the clock stands.
+    fn time(&self, decisions: u64, batch: u64) -> Duration {
+        let mut total = Duration::ZERO;
+        let mut choices = Vec::with_capacity(usize::try_from(batch).unwrap());
+        for _ in 0..decisions.div_ceil(batch) {
+            let start = Instant::now();
+            for _ in 0..batch {
+                choices.push(black_box(self.pick()));
+            }
+            total += start.elapsed();
+            choices.drain(..).for_each(|c| self.undo(c));
+        }
+        total.mul_f64(decisions as f64 / (decisions.div_ceil(batch) * batch) as f64)
+    }
+}
+
+fn node(at: u32) -> NodeView {
+    let word = Arc::new(NodeWord::new());
+    word.set_up(true);
+    let target = Target {
+        addresses: arc_swap::ArcSwap::from_pointee(Vec::new()),
+        host: Box::from("node"),
+        base_path: Box::from(""),
+        api_key: None,
+        connect_ms: 2_000,
+    };
+    NodeView {
+        id: NodeId(at),
+        name: Arc::from("node"),
+        url: Arc::from("http://node"),
+        kind: NodeKind::Ollama,
+        llama: false,
+        target: Arc::new(target),
+        up: true,
+        suspect: false,
+        cause: Arc::from(""),
+        since: 0,
+        version: None,
+        any: pair(NodeId(at), &word, Limit::Soft(4), None),
+        word,
+        cloud: false,
+        ps: Arc::new(NodePs::default()),
+        progress: Arc::new(NodeProgress::new(1)),
+    }
+}
+
+fn pair(node: NodeId, word: &Arc<NodeWord>, limit: Limit, model_word: Option<Arc<ModelWord>>) -> Arc<Pair> {
+    let cell = Arc::new(Cell::new(CellId(node.0), node, Arc::clone(word), limit));
+    Arc::new(Pair { cell, counters: Arc::new(PairCounters::new(1)), model: ModelId(2), model_word })
+}
+
+fn decisions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pick");
+    for size in SIZES {
+        let idle = Herd::new(size, Limit::Hard(1_000));
+        idle.model.candidates.iter().for_each(|c| c.pair.cell.mark_loaded(1));
+        group.bench_function(BenchmarkId::new("idle", size), |b| b.iter_custom(|n| idle.time(n, 1.max(BATCH / 8))));
+        let busy = Herd::busy(size, 10_000);
+        group.bench_function(BenchmarkId::new("busy", size), |b| b.iter_custom(|n| busy.time(n, BATCH)));
+        let full = Herd::busy(size, 2);
+        full.model.candidates.iter().for_each(|c| while c.pair.cell.try_take_warm() {});
+        group.bench_function(BenchmarkId::new("full", size), |b| b.iter_custom(|n| full.time(n, BATCH)));
+        let cold = Herd::new(size, Limit::Hard(4));
+        group.bench_function(BenchmarkId::new("cold", size), |b| b.iter_custom(|n| cold.time(n, 1)));
+    }
+    for threads in [2u64, 4, 8, 16] {
+        let herd = Arc::new(Herd::busy(8, 10_000));
+        group.bench_function(BenchmarkId::new("contended", threads), |b| {
+            b.iter_custom(|n| {
+                let running: Vec<_> = (0..threads)
+                    .map(|_| {
+                        let herd = Arc::clone(&herd);
+                        spawn_thread("bench", move || herd.time(n, BATCH)).unwrap()
+                    })
+                    .collect();
+                running.into_iter().map(|t| t.join().unwrap()).sum::<Duration>() / u32::try_from(threads).unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn any(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pick_any");
+    for size in SIZES {
+        let herd = Herd::new(size, Limit::Soft(4));
+        group.bench_function(BenchmarkId::from_parameter(size), |b| {
+            b.iter(|| {
+                let node = pick_any(&herd.snapshot, &AnyAsk { kind: None, cloud: false, tried: &[] }).unwrap();
+                herd.snapshot.node(node).unwrap().any.cell.release();
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decisions, any);
+criterion_main!(benches);
