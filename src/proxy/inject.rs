@@ -4,8 +4,17 @@
 //! of either direction, nor hold back an event that cannot be the extra one. Source: decision 3; `ollama-api.md` §4.1.
 
 use bytes::Bytes;
+use memchr::memchr;
 
 use super::scan::Scan;
+use super::tail::probe::Probe;
+use crate::dialect::{Route, TailFacts};
+
+/// Added as the last member, so that by Go's rules it wins over an earlier `stream_options` (absent, null, or an object
+/// whose other members stay as they are).
+const MEMBER: &[u8] = b",\"stream_options\":{\"include_usage\":true}";
+/// The extra event is a few hundred bytes; what is longer and still undecided is not it.
+const HELD_BYTES_MAX: usize = 8 * 1024;
 
 /// One insertion into a body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,27 +25,56 @@ pub struct Splice {
     pub insert: &'static [u8],
 }
 
-/// Where and what to insert, if this body wants it: a chat stream that does not ask for usage already.
+/// Where and what to insert, if this body wants it: a chat stream that does not ask for usage already. A body that the
+/// node will refuse is left alone.
 #[must_use]
 pub fn plan(scan: &Scan<'_>) -> Option<Splice> {
-    let _ = scan;
-    None
+    let wanted = scan.route == Route::V1Chat
+        && scan.streams()
+        && scan.include_usage != Some(true)
+        && !scan.usage_odd
+        && scan.has_members;
+    wanted.then_some(Splice { at: scan.object_end, insert: MEMBER })
 }
 
 /// The body with the insertion made.
 #[must_use]
 pub fn splice(body: &[u8], scan: &Scan<'_>) -> Option<Vec<u8>> {
     let Splice { at, insert } = plan(scan)?;
-    let mut out = Vec::with_capacity(body.len() + insert.len());
-    out.extend_from_slice(body.get(..at)?);
-    out.extend_from_slice(insert);
-    out.extend_from_slice(body.get(at..)?);
-    Some(out)
+    let (before, after) = body.split_at_checked(at)?;
+    Some([before, insert, after].concat())
 }
 
 /// Takes the injected event out of a stream. Give the [`Tail`](super::tail::Tail) the bytes *before* they come here.
+///
+/// An event is passed on as soon as it cannot be the injected one, so nothing is held of ordinary events but what of
+/// them comes before `choices`, and that only when the node's bytes are cut there.
 #[derive(Debug, Default)]
-pub struct Filter {}
+pub struct Filter {
+    /// The beginning of an event that may be the injected one.
+    held: Vec<u8>,
+    /// In an ordinary event, up to its blank line.
+    passing: Option<Passing>,
+}
+
+/// Where in an ordinary event the stream stands.
+#[derive(Clone, Copy, Debug)]
+struct Passing {
+    /// Nothing of the line has come yet.
+    line_empty: bool,
+}
+
+/// What an event is, as far as its bytes have come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Event {
+    Ordinary,
+    /// The injected one, of so many bytes with its blank line.
+    Injected(usize),
+    /// It may be; more bytes will tell. Says whether its `choices` are known to be empty.
+    Undecided {
+        no_choices: bool,
+    },
+}
 
 impl Filter {
     /// A filter at the start of a stream.
@@ -45,15 +83,125 @@ impl Filter {
         Self::default()
     }
 
-    /// The part of the stream the client may have now. An ordinary payload comes back as it is, uncopied.
+    /// The part of the stream the client may have now, perhaps nothing. An ordinary payload comes back as it is, uncopied.
     #[must_use]
     pub fn push(&mut self, payload: Bytes) -> Bytes {
-        payload
+        let bytes = if self.held.is_empty() {
+            payload
+        } else {
+            let mut joined = std::mem::take(&mut self.held);
+            joined.extend_from_slice(&payload);
+            Bytes::from(joined)
+        };
+        // What is kept of `bytes` when something was taken out; until then they go on as one slice.
+        let mut kept: Option<Vec<u8>> = None;
+        let (mut from, mut at) = (0, 0);
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if let Some(passing) = self.passing {
+                let (used, passing) = pass(rest, passing);
+                self.passing = passing;
+                at += used;
+                continue;
+            }
+            match judge(rest) {
+                Event::Ordinary => self.passing = Some(Passing { line_empty: true }),
+                Event::Injected(length) => {
+                    kept.get_or_insert_default().extend_from_slice(&bytes[from..at]);
+                    at += length;
+                    from = at;
+                }
+                Event::Undecided { .. } => {
+                    self.held.extend_from_slice(rest);
+                    break;
+                }
+            }
+        }
+        match kept {
+            None => bytes.slice(..at),
+            Some(mut kept) => {
+                kept.extend_from_slice(&bytes[from..at]);
+                kept.into()
+            }
+        }
     }
 
-    /// What was held back when the stream ends, unless it is the injected event.
+    /// What was held back when the stream has ended, unless it is (or began as) the injected event.
     #[must_use]
     pub fn finish(&mut self) -> Bytes {
-        Bytes::new()
+        let held = std::mem::take(&mut self.held);
+        match judge(&held) {
+            Event::Undecided { no_choices: true } | Event::Injected(_) => Bytes::new(),
+            Event::Undecided { .. } | Event::Ordinary => held.into(),
+        }
+    }
+
+    /// Where the *client* stands: what is held back has not reached it, and never will once the node is lost.
+    #[must_use]
+    pub fn seen<'a>(&self, facts: TailFacts<'a>) -> TailFacts<'a> {
+        match self.passing {
+            Some(_) => facts,
+            None => TailFacts { mid_line: false, mid_event: false, ..facts },
+        }
     }
 }
+
+/// How much of an ordinary event is here, and where in it the stream then stands (`None`: at its end).
+fn pass(bytes: &[u8], passing: Passing) -> (usize, Option<Passing>) {
+    let (mut at, mut line_empty) = (0, passing.line_empty);
+    let mut first = true;
+    while let Some(length) = bytes.get(at..).and_then(|rest| memchr(b'\n', rest)) {
+        let line = &bytes[at..at + length];
+        at += length + 1;
+        if line_empty && is_blank(line) {
+            return (at, None);
+        }
+        line_empty = true;
+        first = false;
+    }
+    let open = bytes.get(at..).unwrap_or_default();
+    let line_empty = is_blank(open) && (line_empty || !first);
+    (bytes.len(), Some(Passing { line_empty }))
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    matches!(line, b"" | b"\r")
+}
+
+/// Judges an event by the bytes of it that are here (and perhaps of others after it).
+fn judge(bytes: &[u8]) -> Event {
+    const FIELD: &[u8] = b"data:";
+    let undecided = |no_choices| {
+        if bytes.len() > HELD_BYTES_MAX { Event::Ordinary } else { Event::Undecided { no_choices } }
+    };
+    let Some(data) = bytes.strip_prefix(FIELD) else {
+        return if FIELD.starts_with(bytes) { undecided(false) } else { Event::Ordinary };
+    };
+    let line_bytes = memchr(b'\n', data);
+    let line = line_bytes.map_or(data, |length| &data[..length]).trim_ascii_start();
+    match line.first() {
+        None if line_bytes.is_none() => return undecided(false),
+        Some(b'{') => {}
+        _ => return Event::Ordinary,
+    }
+    let mut probe = Probe::new(Route::V1Chat);
+    probe.feed(line);
+    let no_choices = match probe.record().choices_empty {
+        Some(false) => return Event::Ordinary,
+        found => found.is_some(),
+    };
+    let Some(length) = line_bytes else { return undecided(no_choices) };
+    if !(no_choices && probe.record().usage && probe.is_between()) {
+        return Event::Ordinary;
+    }
+    let end = FIELD.len() + length + 1;
+    let after = &bytes[end..];
+    match memchr(b'\n', after) {
+        Some(length) if is_blank(&after[..length]) => Event::Injected(end + length + 1),
+        None if is_blank(after) => undecided(true),
+        _ => Event::Ordinary,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,32 @@
 //! Token counts of an answer, without parsing it: the end of a stream is kept and read once, when it is over.
 //!
 //! Called by proxy: one [`Tail`] per exchange, [`Tail::push`] with every payload as the node sent it, [`Tail::finish`]
-//! at the end. Must never change, hold or copy more than the end of what passes, nor take the model's text for a count.
+//! at the end. Must never change or hold what passes, keep more than 2 KiB of it, nor take the model's text for a count.
+//!
+//! A stream is short lines: the last 2 KiB of them are kept (a copy and a newline count a chunk), and the last few are
+//! read at the end. What such a window cannot hold is read as it passes, by a [`probe`] that keeps only numbers: a line
+//! beyond [`LONG_LINE_BYTES`] (a final object with a long `context`, a `response.completed` that repeats the whole
+//! answer), the first event of the typed dialects (llama.cpp counts the input there), and an answer that is one JSON
+//! value, where `usage` may stand before, between or after parts of any length.
 
-use crate::dialect::{Route, TailFacts};
+pub(crate) mod probe;
+mod record;
+mod verdict;
+
+use memchr::{memchr, memchr_iter, memrchr};
+
+use crate::dialect::{Route, TailFacts, Wire};
 use crate::usage::Count;
+
+use probe::Probe;
+use verdict::Passed;
+
+/// Bytes kept of the end of a stream.
+pub const WINDOW_BYTES: usize = 2048;
+/// A longer line is read as it passes. Half a window, so that the last line and what precedes it both fit.
+pub const LONG_LINE_BYTES: usize = WINDOW_BYTES / 2;
+/// Lines with data that are read at the end: what counts is within the last three (text, usage, end mark).
+const LINES_READ: usize = 4;
 
 /// What the counting must know of the request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,16 +44,30 @@ pub struct RequestFacts {
 pub struct TailReport {
     /// Tokens, and how sure they are.
     pub count: Count,
-    /// Time the node says it spent loading (its own queue included), nanoseconds.
+    /// Time the node says it spent loading (its own queue included), nanoseconds; 0 where it does not say.
     pub load_ns: u64,
     /// Prompt evaluation, nanoseconds.
     pub prompt_eval_ns: u64,
     /// Generation, nanoseconds.
     pub eval_ns: u64,
-    /// The answer said that it is over: `done:true`, `[DONE]`, `message_stop`, `response.completed`, or one whole JSON value.
+    /// The answer said that it is over: `done:true`, `[DONE]`, `message_stop`, `response.completed`, or one whole JSON
+    /// value. Always true on routes whose answers say nothing of the kind (audio, pass-through).
     pub complete: bool,
     /// The answer told of an error in band.
     pub error: bool,
+}
+
+/// What the answer turned out to be, by its first byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Form {
+    /// No byte yet that tells.
+    Unknown,
+    /// One JSON value.
+    Value,
+    /// One JSON object a line.
+    Lines,
+    /// Server-sent events.
+    Events,
 }
 
 /// The end of an answer.
@@ -39,31 +75,279 @@ pub struct TailReport {
 pub struct Tail {
     route: Route,
     streamed: bool,
+    form: Form,
+    bytes: u64,
+    newlines: u64,
+    /// The last two bytes that passed.
+    last: [u8; 2],
+    /// Bytes of the line that has begun.
+    line_bytes: usize,
+    /// The line that has begun is being read as it passes.
+    in_probe: bool,
+    window: Window,
+    probe: Probe,
 }
 
 impl Tail {
-    /// A tail for an answer on this route; `streamed` is what the request asked for (the body decides).
+    /// A tail for an answer on this route; `streamed` is what the request asked for. On `/v1` the body itself tells, on
+    /// the native routes both forms begin alike and the wrong one only costs time.
     #[must_use]
     pub fn new(route: Route, streamed: bool) -> Self {
-        Self { route, streamed }
+        Self {
+            route,
+            streamed,
+            form: Form::Unknown,
+            bytes: 0,
+            newlines: 0,
+            last: [0; 2],
+            line_bytes: 0,
+            in_probe: false,
+            window: Window::default(),
+            probe: Probe::new(route),
+        }
+    }
+
+    /// The same, for another answer, with the window already allocated.
+    pub fn reset(&mut self, route: Route, streamed: bool) {
+        let mut window = std::mem::take(&mut self.window);
+        window.clear();
+        *self = Self { window, ..Self::new(route, streamed) };
     }
 
     /// Takes note of payload bytes, cut anywhere.
     pub fn push(&mut self, payload: &[u8]) {
-        let _ = payload;
+        match *payload {
+            [] => return,
+            [only] => self.last = [self.last[1], only],
+            [.., one, two] => self.last = [one, two],
+        }
+        self.bytes += payload.len() as u64;
+        let mut payload = payload;
+        if self.form == Form::Unknown {
+            payload = payload.trim_ascii_start();
+            self.form = payload.first().map_or(Form::Unknown, |&first| self.form_of(first));
+        }
+        match self.form {
+            Form::Unknown => {}
+            Form::Value => self.probe.feed(payload),
+            Form::Lines | Form::Events => self.push_lines(payload),
+        }
     }
 
     /// What the answer says, whole or cut.
     #[must_use]
     pub fn finish(&self, request: &RequestFacts) -> TailReport {
-        let _ = request;
-        TailReport::default()
+        let facts = self.settled();
+        let passed = Passed {
+            bytes: self.bytes,
+            newlines: self.newlines,
+            stream: matches!(self.form, Form::Lines | Form::Events),
+            between: self.probe.is_between(),
+        };
+        verdict::report(self.route, &facts, &passed, request)
     }
 
     /// Where the stream stands, for an error of our own at its end.
     #[must_use]
     pub fn facts(&self) -> TailFacts<'_> {
-        let _ = self.route;
-        TailFacts { streamed: self.streamed, mid_line: false, mid_event: false, sequence: 0, response_id: None }
+        let streamed = match self.form {
+            Form::Unknown => self.streamed && self.route.wire() != Wire::Single,
+            Form::Value => false,
+            Form::Lines | Form::Events => true,
+        };
+        let settled = self.settled();
+        let mid_line = self.bytes > 0 && self.last[1] != b'\n';
+        TailFacts {
+            streamed,
+            mid_line,
+            mid_event: mid_line || (self.form == Form::Events && self.last != *b"\n\n"),
+            // Events are numbered from zero; three lines each.
+            sequence: settled.sequence.map_or(self.newlines / 3, |last| last + 1),
+            response_id: self.probe.facts.id.as_str(),
+        }
+    }
+
+    /// What begins with this byte.
+    fn form_of(&self, first: u8) -> Form {
+        match (first, self.route.wire()) {
+            (b'{', Wire::Ndjson) if self.streamed => Form::Lines,
+            (b'{', _) | (_, Wire::Single | Wire::Ndjson) => Form::Value,
+            (_, Wire::Sse | Wire::TypedSse) => Form::Events,
+        }
+    }
+
+    fn push_lines(&mut self, payload: &[u8]) {
+        let newlines = memchr_iter(b'\n', payload).count();
+        self.newlines += newlines as u64;
+        // No line here can be long, and none is being read: the rule, once a stream has begun.
+        if self.line_bytes + payload.len() <= LONG_LINE_BYTES && !self.in_probe && !self.first_is_read() {
+            self.window.push(payload);
+            self.line_bytes = match memrchr(b'\n', payload) {
+                Some(at) => payload.len() - at - 1,
+                None => self.line_bytes + payload.len(),
+            };
+            return;
+        }
+        let mut rest = payload;
+        while !rest.is_empty() {
+            let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+            let (line, after) = rest.split_at(end);
+            self.push_line(line);
+            rest = after;
+        }
+    }
+
+    /// Whether the stream's first record is still to be read as it passes.
+    fn first_is_read(&self) -> bool {
+        self.route.wire() == Wire::TypedSse && self.probe.facts.records == 0
+    }
+
+    /// A line, or as much of it as there is; the newline last if there.
+    fn push_line(&mut self, line: &[u8]) {
+        let ends = line.last() == Some(&b'\n');
+        if !self.in_probe && (self.line_bytes + line.len() > LONG_LINE_BYTES || self.first_is_read()) {
+            self.read_window();
+            self.in_probe = true;
+        }
+        if self.in_probe {
+            self.probe.feed(line);
+        } else {
+            self.window.push(line);
+        }
+        self.line_bytes = if ends { 0 } else { self.line_bytes + line.len() };
+        if ends && self.in_probe {
+            self.in_probe = false;
+            self.probe.restart();
+        }
+    }
+
+    /// What all that passed says together.
+    fn settled(&self) -> record::Facts {
+        if self.in_probe || self.window.is_empty() {
+            return self.probe.facts;
+        }
+        let mut probe = Probe::with(self.route, self.probe.facts);
+        read_lines(&mut probe, &self.window.in_order());
+        probe.facts
+    }
+
+    /// Reads what the window holds, so that it can be given up; a line that has not ended stays open in the probe.
+    fn read_window(&mut self) {
+        if !self.window.is_empty() {
+            // No more of what precedes the line than is there however the bytes were cut into pieces.
+            let kept = self.window.in_order().last(self.line_bytes + WINDOW_BYTES - LONG_LINE_BYTES);
+            read_lines(&mut self.probe, &kept);
+            self.window.clear();
+        }
+        if self.line_bytes == 0 {
+            self.probe.restart();
+        }
     }
 }
+
+/// Reads the last lines that hold data, oldest first. The last one may be without its end, and is then left open.
+fn read_lines(probe: &mut Probe, kept: &Kept) {
+    let bytes = kept.bytes();
+    let mut lines = [&bytes[..0]; LINES_READ];
+    let (mut found, mut end) = (0, bytes.len());
+    while found < LINES_READ && end > 0 {
+        let start = match memrchr(b'\n', &bytes[..end - 1]) {
+            Some(at) => at + 1,
+            // Its beginning is gone.
+            None if kept.cut => break,
+            None => 0,
+        };
+        let line = &bytes[start..end];
+        if is_data(line) || line.last() != Some(&b'\n') {
+            lines[found] = line;
+            found += 1;
+        }
+        end = start;
+    }
+    for line in lines.iter().take(found).rev() {
+        probe.restart();
+        probe.facts.end_marker |= is_end_mark(line);
+        probe.feed(line);
+    }
+}
+
+/// A line of JSON or of server-sent data.
+fn is_data(line: &[u8]) -> bool {
+    line.starts_with(b"data:") || line.trim_ascii_start().first() == Some(&b'{')
+}
+
+fn is_end_mark(line: &[u8]) -> bool {
+    line.strip_prefix(b"data:").is_some_and(|data| data.trim_ascii() == b"[DONE]")
+}
+
+/// The last bytes of what was pushed, in a ring that is allocated at the first one.
+#[derive(Debug, Default)]
+struct Window {
+    ring: Option<Box<[u8; WINDOW_BYTES]>>,
+    /// Bytes pushed since it was empty.
+    pushed: usize,
+}
+
+/// The window's content from oldest to newest.
+struct Kept {
+    ordered: [u8; WINDOW_BYTES],
+    from: usize,
+    len: usize,
+    /// Something came before it.
+    cut: bool,
+}
+
+impl Kept {
+    fn bytes(&self) -> &[u8] {
+        self.ordered.get(self.from..self.len).unwrap_or_default()
+    }
+
+    /// Of it, the last so many bytes.
+    fn last(mut self, bytes: usize) -> Self {
+        if let Some(from) = self.len.checked_sub(bytes).filter(|&from| from > 0) {
+            (self.from, self.cut) = (from, true);
+        }
+        self
+    }
+}
+
+impl Window {
+    fn is_empty(&self) -> bool {
+        self.pushed == 0
+    }
+
+    fn clear(&mut self) {
+        self.pushed = 0;
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let ring = self.ring.get_or_insert_with(|| Box::new([0; WINDOW_BYTES]));
+        // Of more than a window only the end would stay.
+        let skipped = bytes.len().saturating_sub(WINDOW_BYTES);
+        self.pushed += skipped;
+        let bytes = bytes.get(skipped..).unwrap_or_default();
+        let at = self.pushed % WINDOW_BYTES;
+        let (first, second) = bytes.split_at(bytes.len().min(WINDOW_BYTES - at));
+        if let Some(room) = ring.get_mut(at..at + first.len()) {
+            room.copy_from_slice(first);
+        }
+        if let Some(room) = ring.get_mut(..second.len()) {
+            room.copy_from_slice(second);
+        }
+        self.pushed += bytes.len();
+    }
+
+    fn in_order(&self) -> Kept {
+        let mut kept = Kept { ordered: [0; WINDOW_BYTES], from: 0, len: self.pushed.min(WINDOW_BYTES), cut: false };
+        let Some(ring) = &self.ring else { return kept };
+        kept.cut = self.pushed > WINDOW_BYTES;
+        let oldest = if kept.cut { self.pushed % WINDOW_BYTES } else { 0 };
+        let (newer, older) = ring.split_at(oldest);
+        kept.ordered[..older.len()].copy_from_slice(older);
+        kept.ordered[older.len()..].copy_from_slice(newer);
+        kept
+    }
+}
+
+#[cfg(test)]
+mod tests;
