@@ -23,7 +23,9 @@ impl Facts {
             return None;
         }
         let models = if self.dirty.models { self.models() } else { self.last.models.clone() };
-        self.listed = self.nodes.iter().map(|node| node.is_listed(now)).collect();
+        let listed: Vec<bool> = self.nodes.iter().map(|node| node.is_listed(now)).collect();
+        self.dirty.listing |= listed != self.listed;
+        self.listed = listed;
         let snapshot = Arc::new(Snapshot {
             generation: self.last.generation + 1,
             published: now.ms,
@@ -32,7 +34,7 @@ impl Facts {
             ready: self.ready,
             incomplete: self.is_incomplete(now),
             panicking: self.panicking,
-            listing: self.listing(),
+            listing: if self.dirty.listing { self.listing() } else { Arc::clone(&self.last.listing) },
             pairs: self.cells.all(),
         });
         self.last = Arc::clone(&snapshot);

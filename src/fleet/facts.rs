@@ -29,6 +29,8 @@ pub const INCOMPLETE_MS: Millis = 60_000;
 const PANIC_HOLD_MS: Millis = 60_000;
 /// Changes that only listings show are published together, at most this late.
 const LAZY_MS: Millis = 250;
+/// Ages of facts that were told again without a change are published at most this late.
+const AGES_MS: Millis = 5_000;
 
 /// What [`Facts`] is made of.
 #[derive(Debug)]
@@ -65,10 +67,14 @@ pub struct Job {
 pub(super) struct Dirty {
     /// Candidates have to be rebuilt.
     pub(super) models: bool,
+    /// Listings have to be merged again.
+    pub(super) listing: bool,
     /// Publish now.
     pub(super) now: bool,
     /// Publish soon.
     pub(super) soon: bool,
+    /// Publish at some time.
+    pub(super) ages: bool,
 }
 
 /// The fleet as the poller knows it.
@@ -118,7 +124,7 @@ impl Facts {
             cells,
             misses: Misses::default(),
             last: Arc::new(Snapshot::empty()),
-            dirty: Dirty { models: true, now: true, soon: true },
+            dirty: Dirty { models: true, listing: true, now: true, ..Dirty::default() },
             started: now.ms,
             ready: false,
             panicking: false,
@@ -209,8 +215,6 @@ impl Facts {
 
     /// What follows from time alone; cheap to call at any time, works once a second.
     pub fn tick(&mut self, now: Now) {
-        let last = &self.last;
-        self.misses.settle(now.ms, |key| last.models.contains_key(key));
         if !self.ready && (now.ms.saturating_sub(self.started) >= READY_MS || self.nodes.iter().all(|n| n.round_done)) {
             self.ready = true;
             self.dirty.now = true;
@@ -229,6 +233,7 @@ impl Facts {
             if self.nodes[at].forget(now, &self.config.health) {
                 self.memorable = true;
                 self.dirty.models = true;
+                self.dirty.listing = true;
                 self.dirty.now = true;
             }
         }
@@ -258,11 +263,14 @@ impl Facts {
         self.memorable |= change.models;
         self.dirty.now |= change.models;
         self.dirty.soon |= change.listing;
+        self.dirty.listing |= change.listing;
+        self.dirty.ages |= change.residency;
         if change.inventory_asked {
             self.misses.answered(id);
         }
         if change.health.changed {
             self.dirty.models = true;
+            self.dirty.listing = true;
             self.dirty.now = true;
             let Some(node) = place(id).and_then(|at| self.nodes.get(at)) else { return };
             if let Some(line) = &change.health.log {
@@ -346,6 +354,7 @@ impl Facts {
             if !node.loaded.is_empty() {
                 node.loaded = Arc::default();
                 self.dirty.soon = true;
+                self.dirty.listing = true;
             }
             for cell in self.cells.of_node(node.id) {
                 cell.mark_unloaded(now.ms.saturating_sub(stale));
@@ -359,7 +368,11 @@ impl Facts {
     }
 
     pub(super) fn lazy_at(&self) -> Millis {
-        if self.dirty.soon { self.last.published + LAZY_MS } else { Millis::MAX }
+        match (self.dirty.soon, self.dirty.ages) {
+            (true, _) => self.last.published + LAZY_MS,
+            (false, true) => self.last.published + AGES_MS,
+            (false, false) => Millis::MAX,
+        }
     }
 }
 
@@ -384,3 +397,6 @@ fn jitter(state: &mut u64) -> u32 {
     *state ^= *state << 17;
     u32::try_from(*state % 1_000).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,7 @@ pub struct Change {
     pub models: bool,
     /// Something a listing shows.
     pub listing: bool,
-    /// Residency was told: mark cells.
+    /// Residency was told, perhaps the same as before: mark cells.
     pub residency: bool,
     /// The inventory was told, changed or not, or could not be had.
     pub inventory_asked: bool,
@@ -237,6 +237,9 @@ impl Node {
     #[must_use]
     pub fn next_due(&self) -> Millis {
         let probe = if self.probe_busy { Millis::MAX } else { self.health.probe_at };
+        if !self.health.is_up() {
+            return probe;
+        }
         let timers = [self.inventory_timer, self.residency_timer, self.slots_timer];
         timers.into_iter().map(Timer::soonest).fold(probe, Millis::min)
     }

@@ -139,9 +139,14 @@ impl Node {
             }
         };
         self.residency_asked = Some(asked_at);
-        self.ps = Arc::new(NodePs { at: Some(now.ms), entries: raw(loaded.iter().map(|entry| &entry.fields)) });
-        self.loaded = Arc::new(loaded);
-        Change { listing: true, residency: true, ..Change::default() }
+        let same =
+            self.loaded.len() == loaded.len() && self.loaded.iter().zip(&loaded).all(|(a, b)| a.fields == b.fields);
+        let entries = raw(loaded.iter().map(|entry| &entry.fields));
+        self.ps = Arc::new(NodePs { at: Some(now.ms), entries });
+        if !same {
+            self.loaded = Arc::new(loaded);
+        }
+        Change { listing: !same, residency: true, ..Change::default() }
     }
 
     pub(super) fn take_slots(&mut self, result: &Result<Answer, FetchError>) -> Change {
