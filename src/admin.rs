@@ -19,6 +19,7 @@ use serde_json::json;
 pub use health::{health, live, ready};
 pub use metrics::metrics;
 pub use monitor::{aggregate, config, ps_details, stats, token_counts, usage, usage_state, usage_stream};
+pub(crate) use reading::pairs;
 
 /// What a route answers, whole.
 #[derive(Clone, PartialEq, Debug)]

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use herdgate::clock::Clock;
 use herdgate::config::{self, Config, Flags, LogFormat, Sources};
+use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, StartError};
 use herdgate::usage::ledger::LedgerError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -43,6 +44,10 @@ enum Command {
     /// Without a configuration it listens on 127.0.0.1:12434, uses the node http://127.0.0.1:11434 and keeps its
     /// ledger in ./herdgate-data. SIGTERM or Ctrl-C drains it; a second one ends it at once.
     Serve(ServeArgs),
+    /// Show it at work: a simulated herd, the proxy in front, a little traffic
+    ///
+    /// Needs no network and no GPU, takes free ports, keeps nothing.
+    Demo(DemoArgs),
     /// Report every mistake in a configuration at once; exit 64 if there is any
     Check(CheckArgs),
 }
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => serve(args),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS).context("the demo failed"),
         Command::Check(args) => Ok(check(&args)),
     };
     done.unwrap_or_else(|error| {
