@@ -345,7 +345,7 @@ fn keep_alive(value: &Value) -> Result<Option<Duration>, String> {
 }
 
 /// Go's `time.ParseDuration`; a negative one is for ever.
-fn go_duration(written: &str) -> Result<Option<Duration>, String> {
+pub(super) fn go_duration(written: &str) -> Result<Option<Duration>, String> {
     let quoted = text::quoted(written);
     let invalid = || format!("time: invalid duration {quoted}");
     let negative = written.starts_with('-');

@@ -147,6 +147,15 @@ impl Node {
         self.command(Command::Up);
     }
 
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Opens or closes the port as the faults say.
+    pub(super) fn look_at_port(&self) {
+        self.command(Command::Faults);
+    }
+
     fn command(&self, make: impl FnOnce(blocking::SyncSender<()>) -> Command) {
         let Some(commands) = &self.commands else { return };
         let (done, wait) = blocking::sync_channel(1);
