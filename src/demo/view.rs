@@ -64,6 +64,7 @@ pub(super) fn line(second: u64, shared: &Shared) -> String {
         for node in &snapshot.nodes {
             let _ = write!(text, "  {:<COLUMN$}", node.name);
         }
+        text.truncate(text.trim_end().len());
         text.push('\n');
     }
     let waiting: u64 = snapshot.models.values().map(|model| u64::from(model.queue.len())).sum();
@@ -91,8 +92,8 @@ pub(super) fn account(shared: &Shared, herd: &Herd) -> String {
     line_to(
         &mut text,
         format_args!(
-            "\n\n{:<8} {:<18} {:>9} {:>11} {:>11}  {:>15}",
-            "node", "model", "requests", "tokens in", "tokens out", "its own account"
+            "\n\n{:<8} {:<26} {:>8} {:>10} {:>10}  {:>17}",
+            "node", "model", "requests", "tokens in", "tokens out", "the node says"
         ),
     );
     let own: Vec<_> = herd.nodes().iter().map(|node| node.ledger().models).collect();
@@ -103,7 +104,7 @@ pub(super) fn account(shared: &Shared, herd: &Herd) -> String {
         line_to(
             &mut text,
             format_args!(
-                "{:<8} {:<18} {:>9} {:>11} {:>11}  {said:>15}",
+                "{:<8} {:<26} {:>8} {:>10} {:>10}  {said:>17}",
                 pair.node, pair.model, pair.requests, pair.exact.input, pair.exact.output
             ),
         );

@@ -112,7 +112,9 @@ pub(crate) fn sources(root: &Path) -> Vec<Source> {
         .collect();
     let tests: BTreeSet<String> = all.iter().flat_map(test_files).collect();
     for source in &mut all {
-        if tests.contains(&source.path) || !source.path.starts_with("src/") {
+        let below_a_test =
+            tests.iter().any(|test| source.path.starts_with(&format!("{}/", test.trim_end_matches(".rs"))));
+        if below_a_test || tests.contains(&source.path) || !source.path.starts_with("src/") {
             source.shipped = blank(&source.code, 0, source.code.len());
             source.is_test = true;
         }
