@@ -16,7 +16,10 @@ async fn series(proxy: &Proxy) -> BTreeMap<u64, u64> {
     proxy.flush().await;
     let stats = client::post_once(proxy.address, "/api/stats?model=m:latest", "").await.json();
     let points = stats["time_series"].as_array().unwrap();
-    points.iter().map(|point| (point["timestamp"].as_u64().unwrap(), point["output_tokens"].as_u64().unwrap())).collect()
+    points
+        .iter()
+        .map(|point| (point["timestamp"].as_u64().unwrap(), point["output_tokens"].as_u64().unwrap()))
+        .collect()
 }
 
 async fn generate(proxy: &Proxy, tokens: u64) {
@@ -30,8 +33,8 @@ async fn i4_events_fall_into_the_minute_of_their_end_even_if_queued_across_the_b
     let node = Node::start(NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(8)).unwrap();
     let clock = Clock::manual(NOON_S * 1000);
     let data = tempfile::tempdir().unwrap();
-    // A tick of ten seconds: events wait in the ring until the flush, which comes after the boundary.
-    let extra = "ledger: { tick: 10s }";
+    // A tick of a second: events wait in the ring until the flush, which comes after the boundary.
+    let extra = "ledger: { tick: 1s }";
     let proxy = Proxy::start_in(data, &[node.url()], extra, clock.clone()).await;
     proxy.until_listed("m:latest").await;
 
