@@ -1,0 +1,76 @@
+//! What reading a request body costs, cache-hot.
+//!
+//! - `scan/text/SIZE/first|last`: a chat body whose messages are text with an escape every 80 characters, `model` first or
+//!   last in it. The whole top level is read in either case (the last `model` wins), so the two should not differ. **The
+//!   number that matters is 1 KB and 16 KB**; what limits it is how often a string's search is broken by an escape.
+//! - `scan/base64/1MB`: one image of base64, no escapes: the search at its best.
+//! - `scan/numbers/1MB`: a long `context`, which must be checked number by number: the worst that is likely.
+//! - `baseline/serde/…`: serde_json into a struct of the same two members, the rest ignored.
+//! - `baseline/memcpy/…`: copying the body, which the network has cost already.
+#![expect(clippy::unwrap_used, reason = "a bench may panic")]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use herdgate::dialect::Route;
+use herdgate::proxy::scan::scan;
+
+#[derive(serde::Deserialize)]
+struct Peek<'a> {
+    #[serde(borrow)]
+    model: std::borrow::Cow<'a, str>,
+    stream: bool,
+}
+
+fn with_model(rest: &str, first: bool) -> Vec<u8> {
+    let model = r#""model":"llama3.2:latest","stream":true"#;
+    if first { format!("{{{model},{rest}}}") } else { format!("{{{rest},{model}}}") }.into_bytes()
+}
+
+fn text(bytes: usize) -> String {
+    let line = "All work and no play makes a body that is long enough to be worth a measurement\\n";
+    format!(r#""messages":[{{"role":"user","content":"{}"}}]"#, line.repeat(bytes.div_ceil(line.len())))
+}
+
+fn bodies() -> Vec<(String, Route, Vec<u8>)> {
+    let mut bodies = Vec::new();
+    for (size, name) in [(1 << 10, "1KB"), (16 << 10, "16KB"), (1 << 20, "1MB")] {
+        for (first, place) in [(true, "first"), (false, "last")] {
+            bodies.push((format!("text/{name}/{place}"), Route::Chat, with_model(&text(size), first)));
+        }
+    }
+    let image = format!(r#""messages":[{{"role":"user","content":"?","images":["{}"]}}]"#, "QUJDREVG".repeat(1 << 17));
+    bodies.push(("base64/1MB".into(), Route::Chat, with_model(&image, false)));
+    let context = format!(r#""prompt":"x","context":[{}1]"#, "12345,".repeat((1 << 20) / 6));
+    bodies.push(("numbers/1MB".into(), Route::Generate, with_model(&context, false)));
+    bodies
+}
+
+fn scanning(c: &mut Criterion) {
+    for (name, route, body) in bodies() {
+        assert_eq!(scan(&body, route).model.as_deref(), Some("llama3.2:latest"));
+        let mut group = c.benchmark_group("scan");
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(&name, |b| b.iter(|| scan(black_box(&body), route).streams()));
+        group.finish();
+        let mut group = c.benchmark_group("baseline");
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(BenchmarkId::new("serde", &name), |b| {
+            b.iter(|| {
+                let peek: Peek<'_> = serde_json::from_slice(black_box(&body)).unwrap();
+                peek.stream && peek.model.is_empty()
+            });
+        });
+        let mut copy = vec![0; body.len()];
+        group.bench_function(BenchmarkId::new("memcpy", &name), |b| {
+            b.iter(|| {
+                copy.copy_from_slice(black_box(&body));
+                copy.first().copied()
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, scanning);
+criterion_main!(benches);
