@@ -96,7 +96,8 @@ fn sections(top: &mut Section, walk: &mut Walk, config: &mut Config) {
 
 /// Reads the address of the listener.
 pub(super) fn listen(scalar: &Scalar) -> Result<SocketAddr, String> {
-    let text = text(scalar)?;
+    // A port alone reads as a number; what is missing is the address, not the quotes.
+    let text = &scalar.text;
     let local = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
     if let Some(port) = local {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));

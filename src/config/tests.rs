@@ -435,6 +435,7 @@ fn an_open_listener_is_a_warning() {
     assert_eq!(warnings("administration: key"), 1);
     assert_eq!(right(&file("listen: localhost:0")).config.listen.to_string(), "127.0.0.1:0");
     one_wrong("listen: ':12434'", 1, "0.0.0.0:12434 or [::]:12434 for all");
+    one_wrong("listen: 12434", 1, "value `12434`: must be an address and a port");
     one_wrong("listen: 127.0.0.1", 1, "an address and a port");
 }
 
