@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use crate::clock::Millis;
 use crate::config::SlotsConfig;
 use crate::fleet::cells::{Cells, Key};
-use crate::fleet::facts::{Facts, INCOMPLETE_MS, place};
+use crate::fleet::facts::{Facts, INCOMPLETE_MS, is_known, place};
 use crate::fleet::inventory::{Entry, Loaded};
 use crate::fleet::listing::{self, Source};
 use crate::fleet::node::{Node, Now};
@@ -57,7 +57,7 @@ impl Facts {
             self.set_words();
         }
         let last = &self.last;
-        self.misses.settle(now.ms, |key| last.models.contains_key(key));
+        self.misses.settle(now.ms, |key| is_known(last, key));
         std::mem::take(&mut self.opened)
     }
 

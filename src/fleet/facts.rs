@@ -196,7 +196,7 @@ impl Facts {
             Report::Administered(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
             Report::Unloaded(node) => self.each(node, |node| node.refresh_residency(now.ms)),
             Report::Miss { key, reply } => {
-                if self.last.models.contains_key(&key) {
+                if is_known(&self.last, &key) {
                     // The worker's Snapshot is older than ours. One that has left wants no answer.
                     let _ = reply.send(true);
                     return;
@@ -374,6 +374,11 @@ impl Facts {
             (false, false) => Millis::MAX,
         }
     }
+}
+
+/// Some node has this name, or had it when it went down. A name that is only remembered is worth asking for.
+pub(super) fn is_known(snapshot: &Snapshot, key: &str) -> bool {
+    snapshot.models.get(key).is_some_and(|model| !model.candidates.is_empty())
 }
 
 /// The node's index.

@@ -31,6 +31,10 @@ const IDLE_MAX: usize = 2;
 /// but that of the inventory, so a probe finds a warm one.
 const IDLE_FOR: Duration = Duration::from_secs(20);
 
+/// How often, and how many times, a question looks for an address that is not known yet.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 50;
+
 /// One thing to ask a node.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -163,11 +167,22 @@ impl Client {
         None
     }
 
+    /// Where it is; at the start of the process the first look-up may still be under way.
+    async fn addresses(&self) -> Vec<SocketAddr> {
+        for _ in 0..LOOKS {
+            let known = self.target.addresses.load_full();
+            if !known.is_empty() {
+                return known.to_vec();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Vec::new()
+    }
+
     /// Tries the addresses in turn; the caller's time-out bounds all of it, each attempt has the node's `connect`.
     async fn connect(&self) -> Result<TcpStream, FetchError> {
-        let addresses: Vec<SocketAddr> = self.target.addresses.load().to_vec();
         let mut failure = FetchError::Unresolved;
-        for address in addresses {
+        for address in self.addresses().await {
             let limit = Duration::from_millis(self.target.connect_ms);
             failure = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
@@ -389,10 +404,16 @@ mod tests {
         assert!(request.starts_with("GET /ollama/api/tags HTTP/1.1\r\n"), "{request}");
     }
 
-    #[tokio::test]
-    async fn a_name_that_never_resolved_says_so() {
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_waited_for_and_one_that_never_resolves_says_so() {
         let (_listener, client) = node().await;
-        client.target.addresses.store(Arc::new(Vec::new()));
+        let known = client.target.addresses.swap(Arc::new(Vec::new()));
         assert!(matches!(client.fetch(&get("/a")).await, Err(FetchError::Unresolved)));
+        let resolved = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            client.target.addresses.store(known);
+        };
+        let (addresses, ()) = tokio::join!(client.addresses(), resolved);
+        assert_eq!(addresses.len(), 1);
     }
 }

@@ -181,7 +181,11 @@ pub fn step(health: &Health, event: Event, now: Millis, rules: &Rules, jitter: u
             next.probe_at = after(asked_at, rules.probe_ms, now, jitter);
             up(&mut next, &mut effects, "answers probes", now);
         }
-        Event::Reached => up(&mut next, &mut effects, "answered a request", now),
+        Event::Reached => {
+            // The pause to the next probe may be a long one, from when it was down.
+            next.probe_at = next.probe_at.min(after(now, rules.probe_ms, now, jitter));
+            up(&mut next, &mut effects, "answered a request", now);
+        }
         Event::ProbeFailed { asked_at, cause } => {
             next.failures = next.failures.saturating_add(1);
             match health.phase {

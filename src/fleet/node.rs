@@ -27,6 +27,8 @@ pub const BRIEFLY_MS: Millis = 60_000;
 
 /// A show that failed is tried again after this.
 const SHOW_RETRY_MS: Millis = 60_000;
+/// An inventory that could not be had is tried again after this: a node that starts blocks the question for a while.
+const INVENTORY_RETRY_MS: Millis = 5_000;
 /// After an unload was asked for, the node needs a moment until ps tells.
 const UNLOAD_MS: Millis = 200;
 /// Time for an inventory. Listings do not wait for it, so it may take a node's whole start-up.
@@ -169,6 +171,8 @@ pub struct Node {
     residency_timer: Timer,
     slots_timer: Timer,
     weights_busy: bool,
+    /// When to look through the inventory for unknown weights: at once after a change, else when a retry is due.
+    weights_at: Millis,
 }
 
 impl Node {
@@ -210,6 +214,7 @@ impl Node {
             residency_timer: Timer::NEVER,
             slots_timer: Timer::NEVER,
             weights_busy: false,
+            weights_at: 0,
         }
     }
 
@@ -266,10 +271,7 @@ impl Node {
             self.slots_timer.start(now + jittered(millis(rules.tags), jitter()));
             questions.push(Question::Slots);
         }
-        if let Some(question) = self.unknown_weights(now) {
-            self.weights_busy = true;
-            questions.push(question);
-        }
+        questions.extend(self.unknown_weights(now));
         questions
     }
 
@@ -397,17 +399,23 @@ impl Node {
     }
 
     /// One model whose weights are not known yet; one question at a time, since a show reads the model's file.
-    fn unknown_weights(&self, now: Millis) -> Option<Question> {
-        if self.weights_busy || !self.is_ollama() {
+    fn unknown_weights(&mut self, now: Millis) -> Option<Question> {
+        if self.weights_busy || self.weights_at > now || !self.is_ollama() {
             return None;
         }
-        let unknown = |entry: &&Entry| match self.weights.get(&entry.digest) {
-            None => !entry.remote && !entry.digest.is_empty(),
-            Some(Weights::Retry(at)) => *at <= now,
-            Some(Weights::Known(_)) => false,
-        };
-        let entry = self.inventory.iter().find(unknown)?;
-        Some(Question::Weights { digest: Arc::clone(&entry.digest), name: Arc::clone(&entry.name) })
+        self.weights_at = Millis::MAX;
+        for entry in self.inventory.iter().filter(|entry| !entry.remote && !entry.digest.is_empty()) {
+            match self.weights.get(&entry.digest) {
+                Some(Weights::Known(_)) => {}
+                Some(Weights::Retry(at)) if *at > now => self.weights_at = self.weights_at.min(*at),
+                None | Some(Weights::Retry(_)) => {
+                    self.weights_busy = true;
+                    let (digest, name) = (Arc::clone(&entry.digest), Arc::clone(&entry.name));
+                    return Some(Question::Weights { digest, name });
+                }
+            }
+        }
+        None
     }
 }
 

@@ -18,6 +18,10 @@ use crate::sync::{Arc, spawn_local, spawn_thread};
 
 /// The memory is written at most this often.
 const STORE_EVERY_MS: Millis = 60_000;
+/// And at least this often, so that "up when seen last" stays true enough for a day's memory.
+const STORE_ANYWAY_MS: Millis = 3_600_000;
+/// The first time, so that a process that is killed young leaves one.
+const STORE_FIRST_MS: Millis = 10_000;
 
 /// Cells that can take work since a moment: offer each, then serve the waiting.
 #[must_use]
@@ -56,7 +60,8 @@ pub struct Poller {
     answers: flume::Receiver<Told>,
     answer: flume::Sender<Told>,
     store: std::path::PathBuf,
-    stored_at: Millis,
+    /// When the memory may be written next if it changed.
+    store_at: Millis,
     stored: flume::Receiver<()>,
     storing: flume::Sender<()>,
 }
@@ -73,9 +78,9 @@ impl Poller {
         let (answer, answers) = flume::bounded(clients.len() * 5 + 1);
         let (storing, stored) = flume::bounded(1);
         let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot) };
-        let (clock, stored_at) = (clock.clone(), now.ms);
+        let (clock, store_at) = (clock.clone(), now.ms + STORE_FIRST_MS);
         let mut poller =
-            Self { facts, clients, clock, fleet, reports, answers, answer, store, stored_at, stored, storing };
+            Self { facts, clients, clock, fleet, reports, answers, answer, store, store_at, stored, storing };
         poller.publish(now).offer();
         poller
     }
@@ -147,13 +152,13 @@ impl Poller {
 
     /// Stores the memory if it has changed and the last time is long past, in a thread of its own: a disk may stall.
     fn keep(&mut self, now: Now) {
-        if !self.facts.is_memorable() || now.ms.saturating_sub(self.stored_at) < STORE_EVERY_MS {
+        let due = now.ms >= self.store_at && self.facts.is_memorable();
+        let anyway = now.ms >= self.store_at + STORE_ANYWAY_MS;
+        // Full: the last one is still being written.
+        if !(due || anyway) || self.storing.try_send(()).is_err() {
             return;
         }
-        if self.storing.try_send(()).is_err() {
-            return;
-        }
-        self.stored_at = now.ms;
+        self.store_at = now.ms + STORE_EVERY_MS;
         let (memory, path, done) = (Memory::of(self.facts.nodes()), self.store.clone(), self.stored.clone());
         let body = move || {
             write(&memory, &path);

@@ -122,6 +122,19 @@ fn down_to_down_backs_off_to_fifteen_seconds() {
 }
 
 #[test]
+fn a_request_that_reaches_it_ends_the_long_pause() {
+    let mut health = node_up();
+    go(&mut health, Event::Refused, 0);
+    for _ in 0..6 {
+        let at = health.probe_at;
+        go(&mut health, failed(at), at);
+    }
+    let now = health.probe_at - 14_000;
+    go(&mut health, Event::Reached, now);
+    assert_eq!((health.phase, health.probe_at), (Phase::Up, now + 2_000));
+}
+
+#[test]
 fn a_refusal_of_a_node_that_is_down_moves_nothing() {
     let mut health = node_up();
     go(&mut health, Event::Refused, 0);

@@ -117,7 +117,7 @@ fn openai_nodes_are_listed_under_v1_alone_and_in_their_own_words() {
 #[test]
 fn remote_stubs_are_listed_where_they_may_run() {
     let stub = r#"{"name":"big:cloud-x","remote_host":"https://ollama.com:443","digest":"s"}"#.to_owned();
-    let inventory = entries(&[stub.clone()]);
+    let inventory = entries(std::slice::from_ref(&stub));
     assert_eq!(text(&merge(&[node(&inventory, &[])]).tags), r#"{"models":[]}"#);
     let cloud = Source { cloud: true, ..node(&inventory, &[]) };
     assert_eq!(text(&merge(&[cloud]).tags), format!(r#"{{"models":[{stub}]}}"#));

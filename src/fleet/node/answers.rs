@@ -5,7 +5,7 @@
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::{Change, INSTANCE_HEADER, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
+use super::{Change, INSTANCE_HEADER, INVENTORY_RETRY_MS, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
 use crate::clock::Millis;
 use crate::config::HealthConfig;
 use crate::fleet::NodePs;
@@ -97,6 +97,7 @@ impl Node {
             Ok(entries) => entries,
             Err(why) => {
                 tracing::debug!(node = %self.name, why, "no inventory");
+                self.inventory_timer.due = self.inventory_timer.due.min(now.ms + INVENTORY_RETRY_MS);
                 return unchanged;
             }
         };
@@ -111,6 +112,7 @@ impl Node {
         let same = same_entries(&self.inventory, &entries);
         if !same {
             self.inventory = Arc::new(entries);
+            self.weights_at = now.ms;
             self.trim_weights();
         }
         Change { models: !same, listing: !same, residency, ..unchanged }
@@ -158,6 +160,7 @@ impl Node {
 
     pub(super) fn take_weights(&mut self, digest: &Arc<str>, result: &Result<Answer, FetchError>, now: Now) -> Change {
         self.weights_busy = false;
+        self.weights_at = now.ms;
         let (weights, models) = match body(result, "weights").and_then(inventory::weights) {
             Ok(blob) => (Weights::Known(blob.map(Arc::from)), true),
             Err(why) => {

@@ -56,6 +56,16 @@ fn silence_of_lists_never_marks_a_node_down() {
 }
 
 #[test]
+fn an_inventory_that_blocks_during_start_up_is_asked_for_again_soon() {
+    let mut herd = Herd::new(vec![Script { mood: Mood::OnlyProbes, ..Script::ollama(&[("a:latest", "d1")]) }]);
+    herd.run(9_000);
+    assert!(herd.is_up(0) && herd.last().models.is_empty());
+    herd.scripts[0].mood = Mood::Answers;
+    herd.run(7_000);
+    assert_eq!(herd.listed(), ["a:latest"]);
+}
+
+#[test]
 fn a_silent_node_goes_down_after_two_probes_and_backs_off() {
     let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")]), Script::ollama(&[("b:latest", "d2")])]);
     herd.run(10_000);
