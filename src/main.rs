@@ -12,6 +12,7 @@ use herdgate::clock::Clock;
 use herdgate::config::{self, Config, Flags, LogFormat, Sources};
 use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, StartError};
+use herdgate::sim::{self, SimArgs};
 use herdgate::usage::ledger::LedgerError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -48,6 +49,8 @@ enum Command {
     ///
     /// Needs no network and no GPU, takes free ports, keeps nothing.
     Demo(DemoArgs),
+    /// Run simulated Ollama nodes alone, for tests and measurements
+    Sim(SimArgs),
     /// Report every mistake in a configuration at once; exit 64 if there is any
     Check(CheckArgs),
 }
@@ -96,6 +99,9 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => serve(args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS).context("the demo failed"),
+        Command::Sim(args) => {
+            sim::run_cli(&args).map(|()| ExitCode::SUCCESS).context("the simulated nodes could not run")
+        }
         Command::Check(args) => Ok(check(&args)),
     };
     done.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
@@ -33,6 +34,7 @@ use crate::slots::Taken;
 use crate::usage::Ending;
 use crate::usage::meters::Tally;
 use crate::worker::Worker;
+use crate::worker::watch::Expiry;
 
 /// The text of a node's error answer that is read before deciding about a retry, at most.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
@@ -59,6 +61,8 @@ enum Fault {
     Broke,
     /// The node does not have the model (any more).
     Lacks,
+    /// We are out of files or ports: it says nothing of the node, and another one would fare no better.
+    Ours,
 }
 
 /// A node's error answer, read whole.
@@ -99,7 +103,10 @@ pub(super) async fn run(
         tried.add(node);
         kept = buffered.or(kept);
         broke += u32::from(fault == Fault::Broke);
-        let may_try = tried.len() < TRIES_MAX && broke < 2 && worker.retries.borrow_mut().try_retry(worker.clock.now());
+        let may_try = fault != Fault::Ours
+            && tried.len() < TRIES_MAX
+            && broke < 2
+            && worker.retries.borrow_mut().try_retry(worker.clock.now());
         if !may_try {
             let model = asked.model_name().to_owned();
             return exhausted(ticket, asked, kept, &tried, ProxyError::Unanswered { model });
@@ -153,7 +160,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => {
-            let Some(buffered) = read_whole(&mut exchange, head).await else {
+            let Some(buffered) = read_whole(client, &mut exchange, head).await else {
                 return Err((ticket, Fault::Broke, None));
             };
             match judge(&buffered) {
@@ -215,7 +222,11 @@ fn failed(worker: &Worker, node: NodeId, exchange: &mut Exchange<Hold>, error: &
     if error.is_refused() {
         worker.refused(node);
     }
-    if error.sent_whole() { Fault::Broke } else { Fault::NotTaken }
+    match error {
+        error if error.is_ours() => Fault::Ours,
+        error if error.sent_whole() => Fault::Broke,
+        _ => Fault::NotTaken,
+    }
 }
 
 /// A head came: a success means loaded; anything else means that nothing is being loaded on our account.
@@ -228,15 +239,24 @@ fn settle(worker: &Worker, exchange: &mut Exchange<Hold>, status: StatusCode) {
     }
 }
 
-/// Reads an error answer to its end; `None` if it breaks off.
-async fn read_whole(exchange: &mut Exchange<Hold>, head: ResponseHead) -> Option<Buffered> {
+/// Reads an error answer to its end; `None` if it breaks off or falls silent.
+async fn read_whole(client: &Client, exchange: &mut Exchange<Hold>, head: ResponseHead) -> Option<Buffered> {
     let mut body = BytesMut::new();
-    while let Some(data) = poll_fn(|cx| exchange.poll_data(cx)).await {
+    client.watch.arm(Expiry::StreamIdle, client.worker.clock.now() + client.worker.times.stream_idle);
+    let next = |cx: &mut Context<'_>, exchange: &mut Exchange<Hold>| {
+        if client.watch.fired() == Some(Expiry::StreamIdle) {
+            Poll::Ready(None)
+        } else {
+            exchange.poll_data(cx).map(Some)
+        }
+    };
+    while let Some(data) = poll_fn(|cx| next(cx, exchange)).await? {
         body.extend_from_slice(&data.ok()?);
         if body.len() > ERROR_BYTES_MAX {
             return None;
         }
     }
+    client.watch.disarm();
     Some(Buffered { head, body: body.freeze() })
 }
 
