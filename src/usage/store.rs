@@ -306,10 +306,11 @@ impl Read for LmdbStore {
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], order: Order, visit: Visit<'_>) -> Result<(), StoreError> {
-        use std::ops::Bound::Included;
+        use std::ops::Bound::{Included, Unbounded};
         let (env, tables) = self.parts()?;
         let txn = env.read_txn().map_err(|error| store_error(&error))?;
-        let span = (Included(from), Included(to));
+        // LMDB knows no empty key.
+        let span = (if from.is_empty() { Unbounded } else { Included(from) }, Included(to));
         let mut each = |entry: heed::Result<(&[u8], &[u8])>| {
             entry.map(|(key, value)| visit(key, value)).map_err(|error| store_error(&error))
         };
