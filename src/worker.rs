@@ -118,6 +118,13 @@ async fn drained(worker: &Rc<Worker>) {
     while worker.gauges().connections.load(Ordering::Acquire) > 0 && worker.shared.phase() < Phase::Ending {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // Clients are gone, but nodes must not be left sooner than they can bear (I12).
+    for _ in 0..5 {
+        if worker.upstreams.lingering() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // Streams were told to end: one more second for their last bytes, then the runtime drops what is left.
     for _ in 0..50 {
         if worker.gauges().connections.load(Ordering::Acquire) == 0 {

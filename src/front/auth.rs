@@ -44,7 +44,8 @@ fn given_key<'r>(headers: &'r HeaderMap, query: Option<&'r str>) -> Option<std::
     {
         return Some(key.into());
     }
-    query?.split('&').find_map(|pair| pair.strip_prefix("api_key=")).map(percent_decode).map(Into::into)
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix("api_key="))?;
+    Some(percent_decode(&value.replace('+', " ")).into())
 }
 
 /// The token of a Bearer header, trimmed; `None` for another scheme or an empty token.
@@ -54,7 +55,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
 }
 
-/// Decodes `%xx` and `+` of a query value; malformed escapes stay as they are.
+/// Decodes `%xx` of a path or query; malformed escapes stay as they are.
 #[must_use]
 pub fn percent_decode(value: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(value.len());
@@ -67,7 +68,6 @@ pub fn percent_decode(value: &str) -> Vec<u8> {
                 rest = &tail[2..];
                 continue;
             }
-            (b'+', ..) => out.push(b' '),
             _ => out.push(byte),
         }
         rest = tail;

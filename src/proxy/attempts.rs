@@ -139,6 +139,9 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
     let node = reserved.node;
     let injected = injects(worker, asked, reserved.kind);
     let cold = reserved.permit.as_ref().is_some_and(|permit| permit.taken() == Taken::Cold);
+    if cold {
+        worker.tally(Tally::ColdStarts);
+    }
     let leave = if cold { Leave::Detach { streamed: asked.streams } } else { Leave::Close };
     let request = outgoing(worker, asked, &reserved, injected);
     let mut exchange = worker.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);

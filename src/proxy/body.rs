@@ -15,6 +15,7 @@ use crate::error::ProxyError;
 use crate::front::Client;
 use crate::shared::Shared;
 use crate::sync::{Arc, Ordering};
+use crate::usage::meters::Tally;
 use crate::worker::watch::Expiry;
 
 /// How long a body may wait in its socket for room in `body_memory`, milliseconds.
@@ -100,6 +101,8 @@ pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Inco
         all.extend_from_slice(&data);
     }
     client.watch.disarm();
+    let length = (first.len() + all.len()) as u64;
+    client.worker.recorder.meters().add(Tally::RequestBytes, length);
     let bytes = if all.is_empty() { first } else { all.freeze() };
     Ok(Gathered { bytes, _share: share })
 }
@@ -135,6 +138,7 @@ async fn room(client: &Rc<Client>, share: &mut Share, more: u64) -> Result<(), P
     if share.try_grow(more) {
         return Ok(());
     }
+    client.worker.tally(Tally::BodyMemoryWaits);
     client.watch.arm(Expiry::BodyMemory, client.worker.clock.now() + MEMORY_WAIT_MS);
     std::future::poll_fn(|_: &mut Context<'_>| {
         if share.try_grow(more) {

@@ -17,8 +17,9 @@ use crate::proxy::plan::Plan;
 use crate::proxy::ticket::Ticket;
 use crate::routing::{self, AnyAsk, Ask, Choice};
 use crate::shared::Phase;
-use crate::slots::{Cell, Grant, Pair, Permit, Queue, Taken, Waiting};
+use crate::slots::{Cell, Grant, Limit, Pair, Permit, Queue, Taken, Waiting};
 use crate::sync::Arc;
+use crate::usage::meters::Tally;
 use crate::worker::Worker;
 use crate::worker::watch::Expiry;
 
@@ -177,13 +178,14 @@ fn with_slot(
             Ok(Now::Go(reserved(view, Some(permit), candidate.pair.clone())))
         }
         Choice::Wait => Ok(Now::Wait(model.queue.clone())),
-        Choice::NoNode => Err(no_node(model, asked)),
+        Choice::NoNode => Err(no_node(Some(model), asked)),
     }
 }
 
 /// Nothing that is up can serve it: because of the dialect, or because those that could are down.
-fn no_node(model: &Model, asked: &Asked) -> ProxyError {
-    let all_openai = !model.candidates.is_empty() && model.candidates.iter().all(|one| one.kind == NodeKind::OpenAi);
+pub(super) fn no_node(model: Option<&Model>, asked: &Asked) -> ProxyError {
+    let candidates = model.map_or(&[][..], |model| &model.candidates);
+    let all_openai = !candidates.is_empty() && candidates.iter().all(|one| one.kind == NodeKind::OpenAi);
     if asked.native() && all_openai {
         ProxyError::OnlyOpenAi { model: asked.model_name().to_owned(), instead: openai_counterpart(asked.route) }
     } else {
@@ -205,7 +207,7 @@ fn details(snapshot: &Snapshot, model: &Model, asked: &Asked, tried: &Tried) -> 
     let fits = |one: &&crate::fleet::Candidate| {
         one.up && (!asked.native() || one.kind == NodeKind::Ollama) && !tried.nodes().contains(&one.node)
     };
-    let candidate = model.candidates.iter().find(fits).ok_or_else(|| no_node(model, asked))?;
+    let candidate = model.candidates.iter().find(fits).ok_or_else(|| no_node(Some(model), asked))?;
     Ok(reserved(&snapshot.nodes[candidate.node.0 as usize], None, candidate.pair.clone()))
 }
 
@@ -219,8 +221,9 @@ async fn wait(
     deadline: u64,
 ) -> Result<(Arc<Cell>, Taken), ProxyError> {
     let worker = &client.worker;
-    let full = |_| ProxyError::QueueFull { drain_ms: drain_ms(queue) };
+    let full = |_| ProxyError::QueueFull { drain_ms: drain_ms(worker, plan, queue) };
     let mut waiting = Waiting::join(queue, ask(worker, asked, tried).wants()).map_err(full)?;
+    worker.tally(Tally::Waits);
     client.watch.arm(Expiry::QueueWait, deadline);
     let granted = std::future::poll_fn(|cx| {
         if client.watch.fired() == Some(Expiry::QueueWait) {
@@ -262,7 +265,25 @@ fn accept(worker: &Rc<Worker>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Op
     Some(reserved(&view, Some(permit), pair))
 }
 
-/// A guess at when the queue will have drained: a second for each that waits before.
-fn drain_ms(queue: &Queue) -> u64 {
-    u64::from(queue.len()) * 1000
+/// When the queue will have drained, if requests go on to take as long as they did: waiting times mean service, by slots.
+fn drain_ms(worker: &Worker, plan: &Plan, queue: &Queue) -> u64 {
+    let total = worker.shared.meters.sums().total;
+    let mean_ms = total.sum_us / total.count().max(1) / 1000;
+    let Plan::Model(key) = plan else { return mean_ms };
+    let slots: u64 = worker.with_snapshot(|snapshot| {
+        let candidates = snapshot.models.get(key).map_or(&[][..], |model| &model.candidates);
+        candidates
+            .iter()
+            .map(|one| one.pair.cell.view())
+            .filter(|view| view.open)
+            .map(|view| slots_of(view.limit))
+            .sum()
+    });
+    u64::from(queue.len()) * mean_ms / slots.max(1)
+}
+
+fn slots_of(limit: Limit) -> u64 {
+    match limit {
+        Limit::Soft(slots) | Limit::Hard(slots) => u64::from(slots),
+    }
 }

@@ -20,6 +20,7 @@ use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::Exchange;
 use crate::shared::Phase;
 use crate::usage::Ending;
+use crate::usage::meters::Tally;
 use crate::worker::watch::Expiry;
 
 /// The answer's body; see the module.
@@ -151,6 +152,7 @@ impl TailBody {
         if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.saturating_sub(data.len() as u64);
         }
+        self.client.worker.recorder.meters().add(Tally::AnswerBytes, data.len() as u64);
         self.tail.push(&data);
         match &mut self.filter {
             None => data,

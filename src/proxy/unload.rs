@@ -20,6 +20,7 @@ use crate::proxy::asked::Asked;
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::lingering::Leave;
+use crate::proxy::reserve::no_node;
 use crate::proxy::tail::TailReport;
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::Outgoing;
@@ -50,7 +51,8 @@ pub(super) async fn everywhere(
     let worker = &client.worker;
     let nodes = targets(worker, &mut ticket, model);
     if nodes.is_empty() {
-        return Err((ticket, ProxyError::NodesDown { model: asked.model_name().to_owned() }));
+        let error = worker.with_snapshot(|snapshot| no_node(snapshot.models.get(model).map(|model| &**model), asked));
+        return Err((ticket, error));
     }
     let (answers, arriving) = flume::bounded(nodes.len());
     for (node, target) in nodes {
