@@ -9,6 +9,12 @@ use crate::sync::{Arc, AtomicI64, AtomicU64, Ordering};
 /// Milliseconds on the process' monotonic clock; zero is the clock's creation.
 pub type Millis = u64;
 
+/// A duration in whole milliseconds.
+#[must_use]
+pub fn millis(duration: std::time::Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A handle to the process' clock; clones share it.
 #[derive(Clone, Debug)]
 pub struct Clock {

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::ids::KeyId;
+
 mod ancestor;
 mod check;
 mod defaults;
@@ -180,6 +182,19 @@ pub enum Administration {
     Key,
     /// Everybody.
     Open,
+}
+
+impl Administration {
+    /// Whether a request with this key (or none) may administer, on a listener that is loopback or not.
+    #[must_use]
+    pub fn admits(self, loopback: bool, key: KeyId) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Off => false,
+            Self::Key => key != KeyId::NONE,
+            Self::Auto => loopback || key != KeyId::NONE,
+        }
+    }
 }
 
 /// Time-outs; operations.md of the design, "Time-outs".

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin;
+use crate::clock::millis;
 use crate::fleet::{self, poll::Poller};
 use crate::routing;
 use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, spawn_local};
-use crate::worker::millis;
 
 /// Waiters are looked after, live state is sampled: at most 20 times a second.
 const SAMPLE: Duration = Duration::from_millis(50);

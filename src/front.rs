@@ -4,7 +4,6 @@
 //! hyper drops the service's future, and whatever it held gives itself back on drop (see `proxy`).
 //! Must never wait for anything but the client's own bytes.
 
-pub mod answer;
 pub mod auth;
 pub mod cors;
 pub mod io;
@@ -24,44 +23,24 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
-use crate::clock::Millis;
-use crate::config::Administration;
 use crate::dialect::Family;
-use crate::front::answer::OutBody;
 use crate::front::auth::Access;
 use crate::front::io::ClientIo;
 use crate::front::routes::Handler;
 use crate::ids::KeyId;
+use crate::proxy::answer::{self, OutBody};
+use crate::proxy::local::{Client, Local};
 use crate::shared::Phase;
 use crate::usage::Rejection;
 use crate::usage::meters::Tally;
-use crate::worker::Worker;
-use crate::worker::watch::{Expiry, Watch};
-
-/// What requests of one client connection share.
-pub struct Client {
-    /// The worker that serves it.
-    pub worker: Rc<Worker>,
-    /// Its deadlines.
-    pub watch: Rc<Watch>,
-    /// One of the last 64 places: only our own routes are served.
-    pub reserved: bool,
-}
-
-impl Client {
-    /// The answer is out: the connection waits for its next request.
-    pub fn idle(&self) {
-        self.watch.arm(Expiry::ClientIdle, self.worker.clock.now() + self.worker.times.client_idle);
-    }
-}
 
 /// Serves a connection until either side closes it.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, reserved: bool) {
-    let watch = worker.watches.add(worker.times.client_stall);
-    let client = Rc::new(Client { worker: worker.clone(), watch: watch.clone(), reserved });
+pub async fn serve(local: Rc<Local>, stream: TcpStream, reserved: bool) {
+    let watch = local.watches.add(local.times.client_stall);
+    let client = Rc::new(Client { local: local.clone(), watch: watch.clone(), reserved });
     client.idle();
-    let io = ClientIo::new(stream, watch, worker.clock.clone(), worker.times.request_head);
-    let limits = &worker.shared.config.limits;
+    let io = ClientIo::new(stream, watch, local.clock.clone(), local.times.request_head);
+    let limits = &local.shared.config.limits;
     let service = service_fn(move |request| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(answer(client, request).await) }
@@ -77,7 +56,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, reserved: bool) {
     let mut connection = pin!(connection);
     let mut leaving = false;
     let served = std::future::poll_fn(|cx| {
-        if !leaving && worker.shared.phase() >= Phase::Draining {
+        if !leaving && local.shared.phase() >= Phase::Draining {
             leaving = true;
             connection.as_mut().graceful_shutdown();
         }
@@ -105,17 +84,17 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutB
         Ok(response) => response,
         Err(()) => {
             tracing::error!("a handler panicked; its request is answered with 500");
-            client.worker.tally(Tally::Panics);
+            client.local.tally(Tally::Panics);
             let mut response =
                 answer::family_error(family, StatusCode::INTERNAL_SERVER_ERROR, "internal error in the gate");
             answer::close(&mut response);
             response
         }
     };
-    if !matches!(response.body(), OutBody::Stream(_) | OutBody::Events(_)) {
+    if !matches!(response.body(), OutBody::Stream(_) | OutBody::Other(_)) {
         client.idle();
     }
-    if client.worker.shared.phase() >= Phase::Leaving {
+    if client.local.shared.phase() >= Phase::Leaving {
         answer::close(&mut response);
     }
     response
@@ -137,24 +116,24 @@ async fn checked(client: &Rc<Client>, request: Request<Incoming>) -> Response<Ou
     if let Some(refusal) = malformed(&request) {
         return refusal;
     }
-    let config = client.worker.shared.config.clone();
+    let config = client.local.shared.config.clone();
     let path = request.uri().path();
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let own = own_route(path);
-    let loopback = client.worker.shared.listen.ip().is_loopback();
-    if loopback && !cors::host_is_local(host, &client.worker.shared.host_name, &config.allowed_hosts) {
-        client.worker.refused_host(host);
+    let loopback = client.local.shared.listen.ip().is_loopback();
+    if loopback && !cors::host_is_local(host, &client.local.shared.host_name, &config.allowed_hosts) {
+        client.local.refused_host(host);
         return answer::empty(StatusCode::FORBIDDEN);
     }
     let verdict = cors::judge(request.headers(), &config.origins);
     if verdict == cors::Verdict::Refused {
-        client.worker.refused_origin();
+        client.local.refused_origin();
         return answer::empty(StatusCode::FORBIDDEN);
     }
     if request.method() == Method::OPTIONS {
         return options(&verdict, path, loopback && cors::host_is_local_name(host));
     }
-    if !own && (client.reserved || client.worker.shared.phase() >= Phase::Draining) {
+    if !own && (client.reserved || client.local.shared.phase() >= Phase::Draining) {
         return busy(client, path);
     }
     let handler = routes::route(request.method(), path);
@@ -231,8 +210,8 @@ fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<Ou
 
 /// The process is draining, or the last places are kept for our own routes.
 fn busy(client: &Client, path: &str) -> Response<OutBody> {
-    let draining = client.worker.shared.phase() >= Phase::Draining;
-    client.worker.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
+    let draining = client.local.shared.phase() >= Phase::Draining;
+    client.local.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
     let text = if draining { "the gate is shutting down" } else { "the gate has no free connection" };
     let body = crate::dialect::error(family_of(path), 503, text);
     let mut response = answer::error(StatusCode::SERVICE_UNAVAILABLE, body, Some(5));
@@ -247,7 +226,7 @@ fn refuse_key(client: &Client, handler: Handler<'_>, path: &str, access: Access)
         _ => (StatusCode::FORBIDDEN, "Invalid NOMYO Router API key"),
     };
     if matches!(handler, Handler::Proxy(_)) {
-        client.worker.reject(Rejection::Forbidden);
+        client.local.reject(Rejection::Forbidden);
     }
     if matches!(handler, Handler::Admin(route) if route.is_ancestors()) {
         return answer::whole(status, "application/json", format!("{{\"detail\":\"{text}\"}}"));
@@ -279,24 +258,13 @@ async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -
 
 /// Administration of models is refused until it reaches every node it should.
 fn administration(client: &Client, key: KeyId) -> Response<OutBody> {
-    let shared = &client.worker.shared;
-    if !may_administer(shared.config.administration, shared.listen.ip().is_loopback(), key) {
+    let shared = &client.local.shared;
+    if !shared.config.administration.admits(shared.listen.ip().is_loopback(), key) {
         let text = "model administration needs a router key here (administration)";
         return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
     }
     let text = "model administration through the gate is not available yet; use the node's own address";
     answer::family_error(Family::Ollama, StatusCode::NOT_IMPLEMENTED, text)
-}
-
-/// Whether a request may administer models and nodes.
-#[must_use]
-pub fn may_administer(rule: Administration, loopback: bool, key: KeyId) -> bool {
-    match rule {
-        Administration::Open => true,
-        Administration::Off => false,
-        Administration::Key => key != KeyId::NONE,
-        Administration::Auto => loopback || key != KeyId::NONE,
-    }
 }
 
 /// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.
@@ -312,12 +280,4 @@ fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
     }
     *response.body_mut() = OutBody::empty();
     response
-}
-
-/// Seconds for `Retry-After` with 50 % jitter, 1 to 30.
-#[must_use]
-pub fn retry_after(predicted_ms: Millis, random: u32) -> u32 {
-    let base = (predicted_ms / 1000).clamp(1, 30);
-    let jitter = base * u64::from(random % 1000) / 2000;
-    u32::try_from((base + jitter).clamp(1, 30)).unwrap_or(30)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::access::Access;
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::{Config, NodeConfig};
 use crate::control;
 use crate::fleet::{self, Fleet};
@@ -22,8 +22,8 @@ use crate::usage::ledger::{Ledger, LedgerError, LedgerThreads, Setup};
 use crate::usage::meters::Meters;
 use crate::usage::names::Names;
 use crate::usage::recorder::{Recorder, Ring};
+use crate::worker;
 use crate::worker::accept::Inboxes;
-use crate::worker::{self, millis};
 
 /// Pending connections the kernel holds per worker.
 const BACKLOG: i32 = 4096;

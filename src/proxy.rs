@@ -4,6 +4,7 @@
 //! place, the slot, the node's connection and the Outcome take care of themselves on drop (`reserve`, `slots`,
 //! `lingering`, `ticket`). Must never hold the Snapshot across an await, nor lock, nor start a task per request.
 
+pub mod answer;
 pub mod asked;
 mod attempts;
 pub mod body;
@@ -13,6 +14,7 @@ pub mod headers;
 pub mod hold;
 pub mod inject;
 pub mod lingering;
+pub mod local;
 pub mod plan;
 pub mod pool;
 mod reserve;
@@ -22,6 +24,7 @@ pub mod tail;
 pub mod ticket;
 mod unload;
 pub mod upstream;
+pub mod watch;
 mod wire;
 
 use std::rc::Rc;
@@ -29,12 +32,13 @@ use std::rc::Rc;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use crate::clock::Millis;
 use crate::dialect::{self, Route, texts};
 use crate::error::ProxyError;
-use crate::front::answer::{self, OutBody};
-use crate::front::{Client, may_administer, retry_after};
 use crate::ids::KeyId;
+use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
+use crate::proxy::local::Client;
 use crate::proxy::plan::{Drawn, Plan};
 use crate::proxy::tail::TailReport;
 use crate::proxy::ticket::Ticket;
@@ -42,7 +46,7 @@ use crate::usage::{Ending, Rejection};
 
 /// Answers an inference or pass-through request.
 pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
-    let ticket = Ticket::draw(&client.worker, key, route);
+    let ticket = Ticket::draw(&client.local, key, route);
     let (head, incoming) = request.into_parts();
     let gathered = match body::gather(client, &head.headers, incoming).await {
         Ok(gathered) => gathered,
@@ -60,9 +64,9 @@ pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming
     };
     let done = match &plan {
         Plan::Unload(model) => {
-            let shared = &client.worker.shared;
+            let shared = &client.local.shared;
             let loopback = shared.listen.ip().is_loopback();
-            if may_administer(shared.config.administration, loopback, key) {
+            if shared.config.administration.admits(loopback, key) {
                 unload::everywhere(client, ticket, &asked, model).await
             } else {
                 Err((ticket, ProxyError::AdministrationClosed))
@@ -78,12 +82,12 @@ pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming
 
 /// The plan, after one refresh of the inventories if the name is new here.
 async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
-    let key = match client.worker.with_snapshot(|snapshot| plan::draw(snapshot, asked))? {
+    let key = match client.local.with_snapshot(|snapshot| plan::draw(snapshot, asked))? {
         Drawn::Plan(plan) => return nobody_to_ask(client, asked, plan),
         Drawn::Unknown(key) => key,
     };
-    client.worker.reports.miss(&key).await;
-    client.worker.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
+    client.local.reports.miss(&key).await;
+    client.local.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
         Drawn::Plan(plan) => Ok(plan),
         Drawn::Unknown(_) => Err(plan::unknown(snapshot, asked.route, asked.model_name())),
     })
@@ -92,7 +96,7 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
 /// A body that a node would refuse is refused in its words when no Ollama node is up to do it.
 fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, ProxyError> {
     let somebody = || {
-        client.worker.with_snapshot(|snapshot| {
+        client.local.with_snapshot(|snapshot| {
             snapshot.nodes.iter().any(|node| node.up && node.kind == crate::config::NodeKind::Ollama)
         })
     };
@@ -120,8 +124,8 @@ pub async fn any_node(client: &Rc<Client>, request: Request<Incoming>, key: KeyI
 
 async fn pass(client: &Rc<Client>, request: Request<Incoming>, key: KeyId, plan: &Plan) -> Response<OutBody> {
     let route = Route::OtherApi;
-    let ticket = Ticket::draw(&client.worker, key, route);
-    if *plan == Plan::Cloud && !client.worker.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.cloud)) {
+    let ticket = Ticket::draw(&client.local, key, route);
+    if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.cloud)) {
         return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
     }
     let (head, incoming) = request.into_parts();
@@ -145,7 +149,7 @@ fn refuse(client: &Client, mut ticket: Ticket, route: Route, error: &ProxyError)
         ProxyError::Refused(refusal) => refusal.body(route),
         error => dialect::error(route, status.as_u16(), &error.to_string()),
     };
-    let after = error.retry_after_ms().map(|ms| retry_after(ms, client.worker.random()));
+    let after = error.retry_after_ms().map(|ms| retry_after(ms, client.local.random()));
     let mut response = answer::error(status, body, after);
     if error.closes() {
         answer::close(&mut response);
@@ -173,4 +177,11 @@ fn ending(error: &ProxyError) -> Ending {
         ProxyError::Draining => Rejection::Draining,
         ProxyError::OnlyOpenAi { .. } => Rejection::NotImplemented,
     })
+}
+
+/// Seconds for `Retry-After` with 50 % jitter, 1 to 30.
+fn retry_after(predicted_ms: Millis, random: u32) -> u32 {
+    let base = (predicted_ms / 1000).clamp(1, 30);
+    let jitter = base * u64::from(random % 1000) / 2000;
+    u32::try_from((base + jitter).clamp(1, 30)).unwrap_or(30)
 }

@@ -75,14 +75,6 @@ pub fn percent_decode(value: &str) -> Vec<u8> {
     out
 }
 
-/// The query without `api_key`; `None` if nothing is left.
-#[must_use]
-pub fn without_key(query: &str) -> Option<String> {
-    let kept: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with("api_key=") && *pair != "api_key").collect();
-    let joined = kept.join("&");
-    (!joined.is_empty()).then_some(joined)
-}
-
 /// Equality whose time depends on the lengths alone.
 fn same(ours: &[u8], given: &[u8]) -> bool {
     let mut differs = u8::from(ours.len() != given.len());
@@ -128,12 +120,5 @@ mod tests {
         // A wrong Bearer hides the query, as it did in the ancestor.
         assert_eq!(check(&keys(), &headers(&[("authorization", "Bearer x")]), Some("api_key=beta")), Access::Wrong);
         assert_eq!(check(&keys(), &headers(&[("authorization", "Bearer \u{e9}")]), None), Access::Wrong);
-    }
-
-    #[test]
-    fn the_key_is_cut_from_the_query() {
-        assert_eq!(without_key("api_key=x"), None);
-        assert_eq!(without_key("a=1&api_key=x&b=2").as_deref(), Some("a=1&b=2"));
-        assert_eq!(without_key("a=1").as_deref(), Some("a=1"));
     }
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::clock::{Clock, Millis};
-use crate::worker::watch::{Expiry, Watch};
+use crate::proxy::watch::{Expiry, Watch};
 
 /// A client connection's bytes.
 #[derive(Debug)]

@@ -3,21 +3,21 @@
 use http::{Response, StatusCode};
 
 use crate::dialect::{self, Family, texts};
-use crate::front::Client;
-use crate::front::answer::{self, OutBody};
 use crate::front::routes::Handler;
+use crate::proxy::answer::{self, OutBody};
+use crate::proxy::local::Client;
 
 const JSON: &str = "application/json; charset=utf-8";
 
 /// Answers `/`, version, tags, ps, status, models.
 pub(super) fn answer(client: &Client, handler: Handler<'_>) -> Response<OutBody> {
-    let snapshot = client.worker.snapshot();
+    let snapshot = client.local.snapshot();
     let listing = &snapshot.listing;
     match handler {
         Handler::Root => answer::whole(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running"),
         Handler::Version => {
             let mut response = answer::whole(StatusCode::OK, JSON, listing.version.clone());
-            if let Ok(instance) = http::HeaderValue::from_str(&client.worker.shared.instance) {
+            if let Ok(instance) = http::HeaderValue::from_str(&client.local.shared.instance) {
                 response.headers_mut().insert("x-herdgate-instance", instance);
             }
             response
@@ -55,7 +55,7 @@ struct V1Entry {
 fn one_model(client: &Client, segment: &str) -> Response<OutBody> {
     let decoded = super::auth::percent_decode(segment);
     let id = String::from_utf8_lossy(&decoded);
-    let snapshot = client.worker.snapshot();
+    let snapshot = client.local.snapshot();
     let key = dialect::name::key(&id);
     let listed: V1List = serde_json::from_slice(&snapshot.listing.v1_models).unwrap_or_default();
     let found = listed.data.unwrap_or_default().into_iter().find(|entry| dialect::name::key(&entry.id) == key);

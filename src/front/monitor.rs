@@ -1,17 +1,24 @@
 //! Monitoring routes on the wire: reads a body where one is asked for, and turns `admin`'s answers into ours.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 
 use crate::admin::{self, Answer};
-use crate::front::Client;
-use crate::front::answer::{self, OutBody};
 use crate::front::routes::AdminRoute;
 use crate::ids::KeyId;
+use crate::live::EventStream;
+use crate::proxy::answer::BodyError;
+use crate::proxy::answer::{self, OutBody};
 use crate::proxy::body;
+use crate::proxy::local::Client;
 
 /// Answers a monitoring route; the key was checked before.
 pub(super) async fn answer(
@@ -20,13 +27,13 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     key: KeyId,
 ) -> Response<OutBody> {
-    let shared = client.worker.shared.clone();
+    let shared = client.local.shared.clone();
     let (head, incoming) = request.into_parts();
     let query = head.uri.query();
     let answer = match route {
         AdminRoute::Usage => admin::usage(&shared),
         AdminRoute::UsageStream => {
-            let mut response = Response::new(OutBody::Events(Box::new(admin::usage_stream(&shared))));
+            let mut response = Response::new(OutBody::Other(Box::pin(Events(admin::usage_stream(&shared)))));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(admin::EVENT_STREAM));
             return response;
         }
@@ -54,6 +61,19 @@ pub(super) async fn answer(
         AdminRoute::Ready => admin::ready(&shared),
     };
     whole(answer)
+}
+
+/// An event stream as an answer's body.
+struct Events(EventStream);
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.0).poll_frame(cx);
+        frame.map(|frame| frame.map(|frame| frame.map_err(|never: Infallible| match never {})))
+    }
 }
 
 fn whole(answer: Answer) -> Response<OutBody> {

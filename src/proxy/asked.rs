@@ -107,9 +107,9 @@ fn is_zstd(route: Route, headers: &HeaderMap) -> bool {
 
 /// Path and query without our key.
 fn target(uri: &http::Uri) -> Box<str> {
-    let query = uri.query().and_then(|query| {
-        if query.contains("api_key") { crate::front::auth::without_key(query) } else { Some(query.to_owned()) }
-    });
+    let query = uri
+        .query()
+        .and_then(|query| if query.contains("api_key") { headers::without_key(query) } else { Some(query.to_owned()) });
     match query {
         None => uri.path().into(),
         Some(query) => format!("{}?{query}", uri.path()).into(),

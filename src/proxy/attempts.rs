@@ -15,26 +15,26 @@ use http::{Response, StatusCode};
 use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
-use crate::front::Client;
-use crate::front::answer::OutBody;
 use crate::http1::{Framing, RequestHead, ResponseHead, encode_request};
 use crate::ids::NodeId;
+use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::inject::{Filter, Splice};
 use crate::proxy::lingering::Leave;
+use crate::proxy::local::Client;
+use crate::proxy::local::Local;
 use crate::proxy::plan::Plan;
 use crate::proxy::reserve::{Reserved, TRIES_MAX, Tried, reserve};
 use crate::proxy::stream::{Parts, TailBody};
 use crate::proxy::tail::{RequestFacts, Tail};
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::{AttemptError, Exchange, Outgoing};
+use crate::proxy::watch::Expiry;
 use crate::slots::Taken;
 use crate::usage::Ending;
 use crate::usage::meters::Tally;
-use crate::worker::Worker;
-use crate::worker::watch::Expiry;
 
 /// The text of a node's error answer that is read before deciding about a retry, at most.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
@@ -81,11 +81,11 @@ pub(super) async fn run(
     asked: &Asked,
     plan: &Plan,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
-    let worker = client.worker.clone();
+    let local = client.local.clone();
     let mut tried = Tried::default();
     let mut broke = 0_u32;
     let mut kept: Option<Buffered> = None;
-    worker.retries.borrow_mut().note_request(worker.clock.now());
+    local.retries.borrow_mut().note_request(local.clock.now());
     loop {
         let reserved = match reserve(client, &mut ticket, asked, plan, &tried).await {
             Ok(reserved) => reserved,
@@ -106,12 +106,12 @@ pub(super) async fn run(
         let may_try = fault != Fault::Ours
             && tried.len() < TRIES_MAX
             && broke < 2
-            && worker.retries.borrow_mut().try_retry(worker.clock.now());
+            && local.retries.borrow_mut().try_retry(local.clock.now());
         if !may_try {
             let model = asked.model_name().to_owned();
             return exhausted(ticket, asked, kept, &tried, ProxyError::Unanswered { model });
         }
-        worker.tally(Tally::Retries);
+        local.tally(Tally::Retries);
     }
 }
 
@@ -135,28 +135,28 @@ type Attempted = Result<Response<OutBody>, (Ticket, Fault, Option<Buffered>)>;
 
 /// One attempt at one node.
 async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserved: Reserved) -> Attempted {
-    let worker = &client.worker;
+    let local = &client.local;
     let node = reserved.node;
-    let injected = injects(worker, asked, reserved.kind);
+    let injected = injects(local, asked, reserved.kind);
     let cold = reserved.permit.as_ref().is_some_and(|permit| permit.taken() == Taken::Cold);
     if cold {
-        worker.tally(Tally::ColdStarts);
+        local.tally(Tally::ColdStarts);
     }
     let leave = if cold { Leave::Detach { streamed: asked.streams } } else { Leave::Close };
-    let request = outgoing(worker, asked, &reserved, injected);
-    let mut exchange = worker.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
-    let awaiting = worker.awaiting(node, cold);
+    let request = outgoing(local, asked, &reserved, injected);
+    let mut exchange = local.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
+    let awaiting = local.awaiting(node, cold);
     let head = match exchange.head().await {
         Ok(head) => head,
         Err(error) => {
-            let fault = failed(worker, node, &mut exchange, &error);
+            let fault = failed(local, node, &mut exchange, &error);
             return Err((ticket, fault, None));
         }
     };
     drop(awaiting);
     ticket.first_byte();
-    worker.heard(node);
-    settle(worker, &mut exchange, head.status);
+    local.heard(node);
+    settle(local, &mut exchange, head.status);
     match head.status {
         StatusCode::NOT_FOUND
         | StatusCode::INTERNAL_SERVER_ERROR
@@ -169,7 +169,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
             match judge(&buffered) {
                 Some(fault) => {
                     if fault == Fault::Lacks {
-                        worker.lacks(node);
+                        local.lacks(node);
                     }
                     Err((ticket, fault, Some(buffered)))
                 }
@@ -181,12 +181,12 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
 }
 
 /// Whether usage is asked for on behalf of the client.
-fn injects(worker: &Worker, asked: &Asked, kind: NodeKind) -> bool {
-    let wanted = worker.shared.config.ledger.usage_injection == UsageInjection::Auto;
+fn injects(local: &Local, asked: &Asked, kind: NodeKind) -> bool {
+    let wanted = local.shared.config.ledger.usage_injection == UsageInjection::Auto;
     wanted && asked.route == Route::V1Chat && kind == NodeKind::Ollama && asked.splice.is_some()
 }
 
-fn outgoing(worker: &Worker, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
+fn outgoing(local: &Local, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
     let body = match &asked.splice {
         Some(Splice { at, insert }) if injected => {
             let (before, after) = asked.body.split_at((*at).min(asked.body.len()));
@@ -195,7 +195,7 @@ fn outgoing(worker: &Worker, asked: &Asked, reserved: &Reserved, injected: bool)
         _ => asked.body.clone(),
     };
     let target = &reserved.target;
-    let mut head = worker.upstreams.buffer();
+    let mut head = local.upstreams.buffer();
     let path: std::borrow::Cow<'_, str> = if target.base_path.is_empty() {
         (&*asked.target).into()
     } else {
@@ -217,13 +217,13 @@ fn outgoing(worker: &Worker, asked: &Asked, reserved: &Reserved, injected: bool)
 }
 
 /// No head came: what that says of the node, and whether its slot loads any more.
-fn failed(worker: &Worker, node: NodeId, exchange: &mut Exchange<Hold>, error: &AttemptError) -> Fault {
-    tracing::debug!(%error, node = worker.shared.names.node_name(node), "an attempt failed");
+fn failed(local: &Local, node: NodeId, exchange: &mut Exchange<Hold>, error: &AttemptError) -> Fault {
+    tracing::debug!(%error, node = local.shared.names.node_name(node), "an attempt failed");
     if let Some(permit) = exchange.take_held().and_then(|hold| hold.0).as_mut() {
         permit.load_failed();
     }
     if error.is_refused() {
-        worker.refused(node);
+        local.refused(node);
     }
     match error {
         error if error.is_ours() => Fault::Ours,
@@ -233,10 +233,10 @@ fn failed(worker: &Worker, node: NodeId, exchange: &mut Exchange<Hold>, error: &
 }
 
 /// A head came: a success means loaded; anything else means that nothing is being loaded on our account.
-fn settle(worker: &Worker, exchange: &mut Exchange<Hold>, status: StatusCode) {
+fn settle(local: &Local, exchange: &mut Exchange<Hold>, status: StatusCode) {
     let Some(permit) = exchange.held().and_then(|hold| hold.0.as_mut()) else { return };
     if status.is_success() {
-        permit.succeeded(worker.clock.now());
+        permit.succeeded(local.clock.now());
     } else {
         permit.load_failed();
     }
@@ -245,7 +245,7 @@ fn settle(worker: &Worker, exchange: &mut Exchange<Hold>, status: StatusCode) {
 /// Reads an error answer to its end; `None` if it breaks off or falls silent.
 async fn read_whole(client: &Client, exchange: &mut Exchange<Hold>, head: ResponseHead) -> Option<Buffered> {
     let mut body = BytesMut::new();
-    client.watch.arm(Expiry::StreamIdle, client.worker.clock.now() + client.worker.times.stream_idle);
+    client.watch.arm(Expiry::StreamIdle, client.local.clock.now() + client.local.times.stream_idle);
     let next = |cx: &mut Context<'_>, exchange: &mut Exchange<Hold>| {
         if client.watch.fired() == Some(Expiry::StreamIdle) {
             Poll::Ready(None)

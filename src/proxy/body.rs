@@ -12,11 +12,11 @@ use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Incoming};
 
 use crate::error::ProxyError;
-use crate::front::Client;
+use crate::proxy::local::Client;
+use crate::proxy::watch::Expiry;
 use crate::shared::Shared;
 use crate::sync::{Arc, Ordering};
 use crate::usage::meters::Tally;
-use crate::worker::watch::Expiry;
 
 /// How long a body may wait in its socket for room in `body_memory`, milliseconds.
 const MEMORY_WAIT_MS: u64 = 30_000;
@@ -64,7 +64,7 @@ impl Drop for Share {
 /// # Errors
 /// Too large, too slow, broken, or no memory for it. Cancel safe: dropping gives the memory back.
 pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Incoming) -> Result<Gathered, ProxyError> {
-    let shared = client.worker.shared.clone();
+    let shared = client.local.shared.clone();
     let limit_bytes = shared.config.limits.max_body_bytes;
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit_bytes) {
@@ -102,13 +102,13 @@ pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Inco
     }
     client.watch.disarm();
     let length = (first.len() + all.len()) as u64;
-    client.worker.recorder.meters().add(Tally::RequestBytes, length);
+    client.local.recorder.meters().add(Tally::RequestBytes, length);
     let bytes = if all.is_empty() { first } else { all.freeze() };
     Ok(Gathered { bytes, _share: share })
 }
 
 fn arm_idle(client: &Client) {
-    client.watch.arm(Expiry::RequestBody, client.worker.clock.now() + client.worker.times.request_body_idle);
+    client.watch.arm(Expiry::RequestBody, client.local.clock.now() + client.local.times.request_body_idle);
 }
 
 /// The next piece of the body; `None` at its end. Trailers are dropped.
@@ -138,8 +138,8 @@ async fn room(client: &Rc<Client>, share: &mut Share, more: u64) -> Result<(), P
     if share.try_grow(more) {
         return Ok(());
     }
-    client.worker.tally(Tally::BodyMemoryWaits);
-    client.watch.arm(Expiry::BodyMemory, client.worker.clock.now() + MEMORY_WAIT_MS);
+    client.local.tally(Tally::BodyMemoryWaits);
+    client.watch.arm(Expiry::BodyMemory, client.local.clock.now() + MEMORY_WAIT_MS);
     std::future::poll_fn(|_: &mut Context<'_>| {
         if share.try_grow(more) {
             return Poll::Ready(Ok(()));
@@ -148,7 +148,7 @@ async fn room(client: &Rc<Client>, share: &mut Share, more: u64) -> Result<(), P
             return Poll::Ready(Err(ProxyError::BodyMemoryFull));
         }
         // The tick wakes whoever stands in this list.
-        client.worker.memory_waiters.borrow_mut().push(Rc::downgrade(&client.watch));
+        client.local.memory_waiters.borrow_mut().push(Rc::downgrade(&client.watch));
         Poll::Pending
     })
     .await

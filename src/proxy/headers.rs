@@ -75,6 +75,14 @@ pub fn max_wait_ms(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
+/// The query without `api_key`; `None` if nothing is left.
+#[must_use]
+pub fn without_key(query: &str) -> Option<String> {
+    let kept: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with("api_key=") && *pair != "api_key").collect();
+    let joined = kept.join("&");
+    (!joined.is_empty()).then_some(joined)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,5 +138,12 @@ mod tests {
         assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "1.5")])), Some(1500));
         assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "soon")])), None);
         assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "-1")])), None);
+    }
+
+    #[test]
+    fn the_key_is_cut_from_the_query() {
+        assert_eq!(without_key("api_key=x"), None);
+        assert_eq!(without_key("a=1&api_key=x&b=2").as_deref(), Some("a=1&b=2"));
+        assert_eq!(without_key("a=1").as_deref(), Some("a=1"));
     }
 }

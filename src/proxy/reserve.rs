@@ -10,18 +10,18 @@ use crate::config::NodeKind;
 use crate::dialect::Route;
 use crate::error::ProxyError;
 use crate::fleet::{Model, NodeView, Snapshot, Target};
-use crate::front::Client;
 use crate::ids::NodeId;
 use crate::proxy::asked::Asked;
+use crate::proxy::local::Client;
+use crate::proxy::local::Local;
 use crate::proxy::plan::Plan;
 use crate::proxy::ticket::Ticket;
+use crate::proxy::watch::Expiry;
 use crate::routing::{self, AnyAsk, Ask, Choice};
 use crate::shared::Phase;
 use crate::slots::{Cell, Grant, Limit, Pair, Permit, Queue, Taken, Waiting};
 use crate::sync::Arc;
 use crate::usage::meters::Tally;
-use crate::worker::Worker;
-use crate::worker::watch::Expiry;
 
 /// Nodes one request tries at most.
 pub(super) const TRIES_MAX: usize = 3;
@@ -97,11 +97,11 @@ pub(super) async fn reserve(
     plan: &Plan,
     tried: &Tried,
 ) -> Result<Reserved, ProxyError> {
-    let worker = &client.worker;
-    let longest = asked.max_wait_ms.map_or(worker.times.queue_wait, |own| own.min(worker.times.queue_wait));
-    let deadline = worker.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
+    let local = &client.local;
+    let longest = asked.max_wait_ms.map_or(local.times.queue_wait, |own| own.min(local.times.queue_wait));
+    let deadline = local.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
     loop {
-        let queue = match now(worker, ticket, asked, plan, tried)? {
+        let queue = match now(local, ticket, asked, plan, tried)? {
             Now::Go(reserved) => {
                 ticket.node = reserved.node;
                 ticket.pair = Some(reserved.pair.clone());
@@ -109,12 +109,12 @@ pub(super) async fn reserve(
             }
             Now::Wait(queue) => queue,
         };
-        let waits_from_us = worker.clock.now_us();
+        let waits_from_us = local.clock.now_us();
         let granted = wait(client, &queue, asked, plan, tried, deadline).await;
         client.watch.disarm();
-        ticket.queue_us += worker.clock.now_us().saturating_sub(waits_from_us);
+        ticket.queue_us += local.clock.now_us().saturating_sub(waits_from_us);
         let (cell, taken) = granted?;
-        if let Some(reserved) = accept(worker, plan, cell, taken) {
+        if let Some(reserved) = accept(local, plan, cell, taken) {
             ticket.node = reserved.node;
             ticket.pair = Some(reserved.pair.clone());
             return Ok(reserved);
@@ -127,12 +127,12 @@ fn nodes_down(asked: &Asked) -> ProxyError {
 }
 
 /// Decides and takes, or says where to wait.
-fn now(worker: &Rc<Worker>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried: &Tried) -> Result<Now, ProxyError> {
-    worker.with_snapshot(|snapshot| match plan {
+fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried: &Tried) -> Result<Now, ProxyError> {
+    local.with_snapshot(|snapshot| match plan {
         Plan::Model(key) => {
             let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
-            with_slot(worker, snapshot, model, asked, tried)
+            with_slot(local, snapshot, model, asked, tried)
         }
         Plan::Details(key) | Plan::Unload(key) => {
             let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
@@ -144,7 +144,7 @@ fn now(worker: &Rc<Worker>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tri
             let any = AnyAsk { kind: Some(NodeKind::Ollama), cloud, tried: tried.nodes() };
             let node = routing::pick_any(snapshot, &any).ok_or_else(|| nodes_down(asked))?;
             let view = &snapshot.nodes[node.0 as usize];
-            let permit = Permit::new(view.any.clone(), worker.id, Taken::Warm);
+            let permit = Permit::new(view.any.clone(), local.id, Taken::Warm);
             Ok(Now::Go(reserved(view, Some(permit), view.any.clone())))
         }
     })
@@ -154,26 +154,26 @@ fn reserved(view: &NodeView, permit: Option<Permit>, pair: Arc<Pair>) -> Reserve
     Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair }
 }
 
-fn ask<'t>(worker: &Worker, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
+fn ask<'t>(local: &Local, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
     Ask {
         native: asked.native(),
         tried: tried.nodes(),
-        now: worker.clock.now(),
-        spill_after: worker.times.cold_spill_after,
+        now: local.clock.now(),
+        spill_after: local.times.cold_spill_after,
     }
 }
 
 fn with_slot(
-    worker: &Rc<Worker>,
+    local: &Rc<Local>,
     snapshot: &Snapshot,
     model: &Arc<Model>,
     asked: &Asked,
     tried: &Tried,
 ) -> Result<Now, ProxyError> {
-    match routing::pick(snapshot, model, &ask(worker, asked, tried)) {
+    match routing::pick(snapshot, model, &ask(local, asked, tried)) {
         Choice::Go { candidate, taken } => {
             let candidate = &model.candidates[candidate];
-            let permit = Permit::new(candidate.pair.clone(), worker.id, taken);
+            let permit = Permit::new(candidate.pair.clone(), local.id, taken);
             let view = &snapshot.nodes[candidate.node.0 as usize];
             Ok(Now::Go(reserved(view, Some(permit), candidate.pair.clone())))
         }
@@ -220,19 +220,19 @@ async fn wait(
     tried: &Tried,
     deadline: u64,
 ) -> Result<(Arc<Cell>, Taken), ProxyError> {
-    let worker = &client.worker;
-    let full = |_| ProxyError::QueueFull { drain_ms: drain_ms(worker, plan, queue) };
-    let mut waiting = Waiting::join(queue, ask(worker, asked, tried).wants()).map_err(full)?;
-    worker.tally(Tally::Waits);
+    let local = &client.local;
+    let full = |_| ProxyError::QueueFull { drain_ms: drain_ms(local, plan, queue) };
+    let mut waiting = Waiting::join(queue, ask(local, asked, tried).wants()).map_err(full)?;
+    local.tally(Tally::Waits);
     client.watch.arm(Expiry::QueueWait, deadline);
     let granted = std::future::poll_fn(|cx| {
         if client.watch.fired() == Some(Expiry::QueueWait) {
             return Poll::Ready(Err(ProxyError::QueueTimeout));
         }
-        if worker.shared.phase() >= Phase::Draining {
+        if local.shared.phase() >= Phase::Draining {
             return Poll::Ready(Err(ProxyError::Draining));
         }
-        waiting.poll_grant(cx, &mut || free_cell(worker, asked, plan, tried)).map(Ok)
+        waiting.poll_grant(cx, &mut || free_cell(local, asked, plan, tried)).map(Ok)
     });
     match granted.await? {
         Grant::Slot { cell, taken } => Ok((cell, taken)),
@@ -241,18 +241,18 @@ async fn wait(
 }
 
 /// Takes a slot that is free by now, for whoever stands first in the queue.
-fn free_cell(worker: &Worker, asked: &Asked, plan: &Plan, tried: &Tried) -> Option<Arc<Cell>> {
+fn free_cell(local: &Local, asked: &Asked, plan: &Plan, tried: &Tried) -> Option<Arc<Cell>> {
     let Plan::Model(key) = plan else { return None };
-    worker.with_snapshot(|snapshot| {
+    local.with_snapshot(|snapshot| {
         let model = snapshot.models.get(key)?;
-        routing::take_for_waiter(snapshot, model, &ask(worker, asked, tried))
+        routing::take_for_waiter(snapshot, model, &ask(local, asked, tried))
     })
 }
 
 /// The node and counters that belong to a granted slot; gives the slot back if the model is gone from there.
-fn accept(worker: &Rc<Worker>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Option<Reserved> {
+fn accept(local: &Rc<Local>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Option<Reserved> {
     let Plan::Model(key) = plan else { return None };
-    let found = worker.with_snapshot(|snapshot| {
+    let found = local.with_snapshot(|snapshot| {
         let model = snapshot.models.get(key)?;
         let candidate = &model.candidates[routing::candidate_of(model, &cell)?];
         Some((candidate.pair.clone(), snapshot.nodes[candidate.node.0 as usize].clone()))
@@ -261,16 +261,16 @@ fn accept(worker: &Rc<Worker>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Op
         cell.release();
         return None;
     };
-    let permit = Permit::new(pair.clone(), worker.id, taken);
+    let permit = Permit::new(pair.clone(), local.id, taken);
     Some(reserved(&view, Some(permit), pair))
 }
 
 /// When the queue will have drained, if requests go on to take as long as they did: waiting times mean service, by slots.
-fn drain_ms(worker: &Worker, plan: &Plan, queue: &Queue) -> u64 {
-    let total = worker.shared.meters.sums().total;
+fn drain_ms(local: &Local, plan: &Plan, queue: &Queue) -> u64 {
+    let total = local.shared.meters.sums().total;
     let mean_ms = total.sum_us / total.count().max(1) / 1000;
     let Plan::Model(key) = plan else { return mean_ms };
-    let slots: u64 = worker.with_snapshot(|snapshot| {
+    let slots: u64 = local.with_snapshot(|snapshot| {
         let candidates = snapshot.models.get(key).map_or(&[][..], |model| &model.candidates);
         candidates
             .iter()

@@ -10,18 +10,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::dialect::{self, Route};
-use crate::front::Client;
-use crate::front::answer::BodyError;
+use crate::proxy::answer::BodyError;
 use crate::proxy::hold::Hold;
 use crate::proxy::inject::Filter;
 use crate::proxy::lingering::Leave;
+use crate::proxy::local::Client;
 use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::Exchange;
+use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
 use crate::usage::Ending;
 use crate::usage::meters::Tally;
-use crate::worker::watch::Expiry;
 
 /// The answer's body; see the module.
 pub struct TailBody {
@@ -100,8 +100,8 @@ impl TailBody {
     }
 
     fn arm(&self) {
-        let worker = &self.client.worker;
-        self.client.watch.arm(Expiry::StreamIdle, worker.clock.now() + worker.times.stream_idle);
+        let local = &self.client.local;
+        self.client.watch.arm(Expiry::StreamIdle, local.clock.now() + local.times.stream_idle);
     }
 
     /// The next bytes for the client; one read of the node's socket at most.
@@ -114,7 +114,7 @@ impl TailBody {
             if self.client.watch.fired() == Some(Expiry::StreamIdle) {
                 return Poll::Ready(self.lose("the node fell silent"));
             }
-            if self.client.worker.shared.phase() == Phase::Ending {
+            if self.client.local.shared.phase() == Phase::Ending {
                 return Poll::Ready(self.lose("the gate is shutting down"));
             }
             match exchange.poll_data(cx) {
@@ -148,11 +148,11 @@ impl TailBody {
     fn pass(&mut self, data: Bytes) -> Bytes {
         self.arm();
         self.ticket.first_byte();
-        self.client.worker.heard(self.ticket.node);
+        self.client.local.heard(self.ticket.node);
         if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.saturating_sub(data.len() as u64);
         }
-        self.client.worker.recorder.meters().add(Tally::AnswerBytes, data.len() as u64);
+        self.client.local.recorder.meters().add(Tally::AnswerBytes, data.len() as u64);
         self.tail.push(&data);
         match &mut self.filter {
             None => data,

@@ -7,16 +7,16 @@ use std::rc::Rc;
 
 use crate::dialect::Route;
 use crate::ids::{KeyId, ModelId, NodeId};
+use crate::proxy::local::Local;
 use crate::proxy::tail::TailReport;
 use crate::slots::Pair;
 use crate::sync::Arc;
 use crate::usage::{Ending, Outcome};
-use crate::worker::Worker;
 
 /// What is known of a request until it ends.
 pub struct Ticket {
     /// The worker that serves it.
-    pub worker: Rc<Worker>,
+    pub local: Rc<Local>,
     /// Its route.
     pub route: Route,
     /// The router key it came with.
@@ -39,9 +39,9 @@ pub struct Ticket {
 impl Ticket {
     /// Draws a ticket.
     #[must_use]
-    pub fn draw(worker: &Rc<Worker>, key: KeyId, route: Route) -> Self {
+    pub fn draw(local: &Rc<Local>, key: KeyId, route: Route) -> Self {
         Self {
-            worker: worker.clone(),
+            local: local.clone(),
             route,
             key,
             model: ModelId::UNKNOWN,
@@ -49,7 +49,7 @@ impl Ticket {
             pair: None,
             status: 0,
             queue_us: 0,
-            arrived_us: worker.clock.now_us(),
+            arrived_us: local.clock.now_us(),
             first_byte_us: 0,
             open: true,
         }
@@ -58,7 +58,7 @@ impl Ticket {
     /// Microseconds since the request arrived.
     #[must_use]
     pub fn age_us(&self) -> u64 {
-        self.worker.clock.now_us().saturating_sub(self.arrived_us)
+        self.local.clock.now_us().saturating_sub(self.arrived_us)
     }
 
     /// The first byte of the node's answer is here.
@@ -85,7 +85,7 @@ impl Ticket {
             return;
         }
         let outcome = Outcome {
-            minute: self.worker.clock.minute(),
+            minute: self.local.clock.minute(),
             node: self.node,
             model: self.model,
             key: self.key,
@@ -99,8 +99,8 @@ impl Ticket {
             first_byte_us: self.first_byte_us,
             total_us: self.age_us(),
         };
-        self.worker.recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
-        self.worker.shared.access.note(&outcome, self.route);
+        self.local.recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
+        self.local.shared.access.note(&outcome, self.route);
     }
 }
 

@@ -12,21 +12,21 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::config::NodeKind;
 use crate::error::ProxyError;
 use crate::fleet::Target;
-use crate::front::Client;
-use crate::front::answer::OutBody;
 use crate::http1::{RequestHead, encode_request};
 use crate::ids::NodeId;
+use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::lingering::Leave;
+use crate::proxy::local::Client;
+use crate::proxy::local::Local;
 use crate::proxy::reserve::no_node;
 use crate::proxy::tail::TailReport;
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::Outgoing;
 use crate::sync::{Arc, spawn_local};
 use crate::usage::Ending;
-use crate::worker::Worker;
 
 /// An unload's answer is one short object.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -48,18 +48,18 @@ pub(super) async fn everywhere(
     asked: &Asked,
     model: &str,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
-    let worker = &client.worker;
-    let nodes = targets(worker, &mut ticket, model);
+    let local = &client.local;
+    let nodes = targets(local, &mut ticket, model);
     if nodes.is_empty() {
-        let error = worker.with_snapshot(|snapshot| no_node(snapshot.models.get(model).map(|model| &**model), asked));
+        let error = local.with_snapshot(|snapshot| no_node(snapshot.models.get(model).map(|model| &**model), asked));
         return Err((ticket, error));
     }
     let (answers, arriving) = flume::bounded(nodes.len());
     for (node, target) in nodes {
         ticket.node = node;
-        let exchange = worker.upstreams.begin(node, &target, request(worker, asked, &target), Hold(None), Leave::Close);
+        let exchange = local.upstreams.begin(node, &target, request(local, asked, &target), Hold(None), Leave::Close);
         let answers = answers.clone();
-        let reports = worker.reports.clone();
+        let reports = local.reports.clone();
         spawn_local(async move {
             let _ = answers.send(answer(exchange).await);
             reports.unloaded(node);
@@ -83,8 +83,8 @@ pub(super) async fn everywhere(
     }
 }
 
-fn targets(worker: &Worker, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Arc<Target>)> {
-    worker.with_snapshot(|snapshot| {
+fn targets(local: &Local, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Arc<Target>)> {
+    local.with_snapshot(|snapshot| {
         let Some(model) = snapshot.models.get(model) else { return Vec::new() };
         ticket.model = model.id;
         let usable = || model.candidates.iter().filter(|one| one.up && one.kind == NodeKind::Ollama);
@@ -101,8 +101,8 @@ fn targets(worker: &Worker, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Ar
     })
 }
 
-fn request(worker: &Worker, asked: &Asked, target: &Target) -> Outgoing {
-    let mut head = worker.upstreams.buffer();
+fn request(local: &Local, asked: &Asked, target: &Target) -> Outgoing {
+    let mut head = local.upstreams.buffer();
     let path = format!("{}{}", target.base_path, asked.target);
     encode_request(
         &mut head,

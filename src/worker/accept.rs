@@ -12,9 +12,9 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use tokio::net::TcpListener;
 
+use crate::proxy::local::Local;
 use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, AtomicWaker, Ordering, spawn_local};
-use crate::worker::Worker;
 
 /// Connections kept back for `/herdgate/*`, `/health` and `/metrics`.
 pub const RESERVED: u32 = 64;
@@ -47,8 +47,8 @@ impl Inboxes {
 }
 
 /// Takes sockets that other workers handed over.
-pub(super) async fn inbox(worker: Rc<Worker>, inboxes: Arc<Inboxes>) {
-    let mine = &inboxes.boxes[worker.id.0];
+pub(super) async fn inbox(local: Rc<Local>, inboxes: Arc<Inboxes>) {
+    let mine = &inboxes.boxes[local.id.0];
     loop {
         let (socket, reserved) = std::future::poll_fn(|cx| {
             if let Some(handed) = mine.sockets.pop() {
@@ -59,9 +59,9 @@ pub(super) async fn inbox(worker: Rc<Worker>, inboxes: Arc<Inboxes>) {
         })
         .await;
         match tokio::net::TcpStream::from_std(socket) {
-            Ok(stream) => serve(&worker, stream, reserved),
+            Ok(stream) => serve(&local, stream, reserved),
             Err(error) => {
-                worker.gauges().connections.fetch_sub(1, Ordering::AcqRel);
+                local.gauges().connections.fetch_sub(1, Ordering::AcqRel);
                 tracing::warn!(%error, "a handed-over connection was lost");
             }
         }
@@ -69,43 +69,43 @@ pub(super) async fn inbox(worker: Rc<Worker>, inboxes: Arc<Inboxes>) {
 }
 
 /// Accepts until the process drains. Never spins: out of files or places, it pauses.
-pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener, inboxes: Arc<Inboxes>) {
-    let shared = worker.shared.clone();
+pub(super) async fn accept(local: Rc<Local>, listener: TcpListener, inboxes: Arc<Inboxes>) {
+    let shared = local.shared.clone();
     while shared.phase() < Phase::Draining {
         let open = shared.connections();
         if open >= shared.connection_bound {
-            pause(&worker).await;
+            pause(&local).await;
             continue;
         }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
-            () = leaving(&worker) => break,
+            () = leaving(&local) => break,
         };
         match accepted {
             Ok((stream, _)) => {
                 let reserved = open + RESERVED >= shared.connection_bound;
-                worker.gauges().accepted.fetch_add(1, Ordering::Relaxed);
-                place(&worker, &inboxes, stream, reserved);
+                local.gauges().accepted.fetch_add(1, Ordering::Relaxed);
+                place(&local, &inboxes, stream, reserved);
             }
             Err(error) if is_per_connection(&error) => {}
             Err(error) => {
                 tracing::debug!(%error, "accept failed; pausing");
-                pause(&worker).await;
+                pause(&local).await;
             }
         }
     }
 }
 
 /// Resolves once the process drains; looked at when the tick wakes the runtime anyway.
-async fn leaving(worker: &Worker) {
-    while worker.shared.phase() < Phase::Draining {
+async fn leaving(local: &Local) {
+    while local.shared.phase() < Phase::Draining {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-async fn pause(worker: &Worker) {
-    worker.gauges().accept_waits.fetch_add(1, Ordering::Relaxed);
+async fn pause(local: &Local) {
+    local.gauges().accept_waits.fetch_add(1, Ordering::Relaxed);
     tokio::time::sleep(FULL_PAUSE).await;
 }
 
@@ -116,13 +116,13 @@ fn is_per_connection(error: &std::io::Error) -> bool {
 }
 
 /// Keeps the socket, or hands it to the least busy worker if this one is clearly busier.
-fn place(worker: &Rc<Worker>, inboxes: &Inboxes, stream: tokio::net::TcpStream, reserved: bool) {
+fn place(local: &Rc<Local>, inboxes: &Inboxes, stream: tokio::net::TcpStream, reserved: bool) {
     let _ = stream.set_nodelay(true);
-    let target = least_busy(&worker.shared, worker.id.0);
-    let gauges = &worker.shared.gauges[target];
+    let target = least_busy(&local.shared, local.id.0);
+    let gauges = &local.shared.gauges[target];
     gauges.connections.fetch_add(1, Ordering::AcqRel);
-    if target == worker.id.0 {
-        serve(worker, stream, reserved);
+    if target == local.id.0 {
+        serve(local, stream, reserved);
         return;
     }
     let Ok(socket) = stream.into_std() else {
@@ -131,14 +131,14 @@ fn place(worker: &Rc<Worker>, inboxes: &Inboxes, stream: tokio::net::TcpStream, 
     };
     match inboxes.boxes[target].sockets.push((socket, reserved)) {
         Ok(()) => {
-            worker.gauges().handed_over.fetch_add(1, Ordering::Relaxed);
+            local.gauges().handed_over.fetch_add(1, Ordering::Relaxed);
             inboxes.boxes[target].waker.wake();
         }
         Err((socket, reserved)) => {
             gauges.connections.fetch_sub(1, Ordering::AcqRel);
             if let Ok(stream) = tokio::net::TcpStream::from_std(socket) {
-                worker.gauges().connections.fetch_add(1, Ordering::AcqRel);
-                serve(worker, stream, reserved);
+                local.gauges().connections.fetch_add(1, Ordering::AcqRel);
+                serve(local, stream, reserved);
             }
         }
     }
@@ -146,8 +146,8 @@ fn place(worker: &Rc<Worker>, inboxes: &Inboxes, stream: tokio::net::TcpStream, 
 
 /// Where a new connection goes: here, unless here is above the least busy worker by more than 4 and a quarter.
 fn least_busy(shared: &Shared, here: usize) -> usize {
-    let load = |worker: usize| shared.gauges[worker].connections.load(Ordering::Relaxed);
-    let least = (0..shared.gauges.len()).min_by_key(|worker| load(*worker)).unwrap_or(here);
+    let load = |local: usize| shared.gauges[local].connections.load(Ordering::Relaxed);
+    let least = (0..shared.gauges.len()).min_by_key(|local| load(*local)).unwrap_or(here);
     if stays(load(here), load(least)) { here } else { least }
 }
 
@@ -156,18 +156,18 @@ fn stays(here: u32, least: u32) -> bool {
 }
 
 /// Serves a connection in a task of its own; the connection's place is given back when the task ends, panics included.
-fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, reserved: bool) {
-    struct Place(Rc<Worker>);
+fn serve(local: &Rc<Local>, stream: tokio::net::TcpStream, reserved: bool) {
+    struct Place(Rc<Local>);
     impl Drop for Place {
         fn drop(&mut self) {
             self.0.gauges().connections.fetch_sub(1, Ordering::AcqRel);
         }
     }
-    let place = Place(worker.clone());
-    let worker = worker.clone();
+    let place = Place(local.clone());
+    let local = local.clone();
     spawn_local(async move {
         let _place = place;
-        crate::front::serve(worker, stream, reserved).await;
+        crate::front::serve(local, stream, reserved).await;
     });
 }
 

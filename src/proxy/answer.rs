@@ -1,6 +1,7 @@
-//! Answers: the one body type of the front, and the plain answers that no node gives.
+//! Answers: the one body type that clients are sent, and the plain answers that no node gives.
+//!
+//! Built by proxy and front; hyper sends them. Must never decide what is answered.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,21 +10,20 @@ use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::stream::TailBody;
 use crate::dialect::{self, ErrorBody};
-use crate::live::EventStream;
-use crate::proxy::stream::TailBody;
 
 /// Why a body could not be sent to its end; hyper then closes the connection.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the front sends.
+/// What a client is sent.
 pub enum OutBody {
     /// All of it at once; `None` once it was handed over (or for an empty body).
     Whole(Option<Bytes>),
     /// A node's answer, as it arrives.
     Stream(Box<TailBody>),
-    /// Events of a live subscription.
-    Events(Box<EventStream>),
+    /// Anything else, in its own time (event streams).
+    Other(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>),
 }
 
 impl OutBody {
@@ -42,10 +42,7 @@ impl Body for OutBody {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(body) => body.poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
-            Self::Events(events) => {
-                let frame = Pin::new(&mut **events).poll_frame(cx);
-                frame.map(|frame| frame.map(|frame| frame.map_err(|never: Infallible| match never {})))
-            }
+            Self::Other(body) => body.as_mut().poll_frame(cx),
         }
     }
 
@@ -53,7 +50,7 @@ impl Body for OutBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Stream(body) => body.is_finished(),
-            Self::Events(_) => false,
+            Self::Other(body) => body.is_end_stream(),
         }
     }
 
@@ -61,7 +58,7 @@ impl Body for OutBody {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream(body) => body.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Self::Events(_) => SizeHint::default(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }

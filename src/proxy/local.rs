@@ -1,0 +1,238 @@
+//! What the requests of one worker share: its pools, counters, ring, deadlines and its view of the fleet.
+//!
+//! Lives on the worker's thread alone (`Rc`, `Cell`), so that nothing here needs an atomic. Built by worker, used by
+//! front and proxy. Must never be sent to another thread, nor hold the Snapshot across an await.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+
+use crate::clock::{Clock, Millis, millis};
+use crate::fleet::Snapshot;
+use crate::fleet::progress::Awaiting;
+use crate::fleet::report::Reports;
+use crate::ids::{KeyId, ModelId, NodeId, WorkerId};
+use crate::proxy::hold::Hold;
+use crate::proxy::upstream::{Settings, Upstreams};
+use crate::proxy::watch::{Expiry, Watch, Watches};
+use crate::routing::RetryBudget;
+use crate::shared::{Shared, WorkerGauges};
+use crate::sync::Arc;
+use crate::usage::meters::Tally;
+use crate::usage::recorder::Recorder;
+use crate::usage::{Count, Ending, Outcome, Rejection};
+
+/// The time-outs a worker uses, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each is the configuration key of the same name")]
+pub struct Times {
+    pub request_head: Millis,
+    pub request_body_idle: Millis,
+    pub client_idle: Millis,
+    pub stream_idle: Millis,
+    pub client_stall: Millis,
+    pub queue_wait: Millis,
+    pub cold_spill_after: Millis,
+}
+
+/// One worker's state; lives on its thread alone.
+pub struct Local {
+    /// Which one.
+    pub id: WorkerId,
+    /// The process' handles.
+    pub shared: Arc<Shared>,
+    /// The process' clock.
+    pub clock: Clock,
+    /// Time-outs in milliseconds.
+    pub times: Times,
+    /// Counters and event ring.
+    pub recorder: Recorder,
+    /// Connections to nodes.
+    pub upstreams: Upstreams<Hold>,
+    /// Deadlines of client connections.
+    pub watches: Watches,
+    /// How many retries are still allowed.
+    pub retries: RefCell<RetryBudget>,
+    /// Rare events for the poller; full: dropped, the poller finds out by itself.
+    pub reports: Reports,
+    /// Connections that wait for body memory; woken each tick.
+    pub memory_waiters: RefCell<Vec<std::rc::Weak<Watch>>>,
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    /// State of a small generator for jitter and rotation.
+    random: Cell<u32>,
+    /// When a refused Host or Origin was last logged.
+    refusal_logged: Cell<Option<Millis>>,
+}
+
+/// What requests of one client connection share.
+pub struct Client {
+    /// The worker that serves it.
+    pub local: Rc<Local>,
+    /// Its deadlines.
+    pub watch: Rc<Watch>,
+    /// One of the last 64 places: only our own routes are served.
+    pub reserved: bool,
+}
+
+impl Client {
+    /// The answer is out: the connection waits for its next request.
+    pub fn idle(&self) {
+        self.watch.arm(Expiry::ClientIdle, self.local.clock.now() + self.local.times.client_idle);
+    }
+}
+
+impl Local {
+    /// For the worker `id`.
+    #[must_use]
+    pub fn new(id: WorkerId, shared: Arc<Shared>, recorder: Recorder, reports: Reports) -> Self {
+        let config = shared.config.clone();
+        let timeouts = &config.timeouts;
+        let times = Times {
+            request_head: millis(timeouts.request_head),
+            request_body_idle: millis(timeouts.request_body_idle),
+            client_idle: millis(timeouts.client_idle),
+            stream_idle: millis(timeouts.stream_idle),
+            client_stall: millis(timeouts.client_stall),
+            queue_wait: millis(timeouts.queue_wait),
+            cold_spill_after: millis(config.routing.cold_spill_after),
+        };
+        let settings = Settings {
+            pool_idle_ms: millis(timeouts.pool_idle),
+            head_bytes_max: config.limits.head_bytes,
+            cold_load_grace_ms: millis(config.routing.cold_load_grace),
+            ..Settings::default()
+        };
+        Self {
+            id,
+            clock: shared.clock.clone(),
+            times,
+            recorder,
+            upstreams: Upstreams::new(settings, shared.clock.clone()),
+            watches: Watches::default(),
+            retries: RefCell::new(RetryBudget::new(config.routing.retry_share_percent, config.routing.retry_floor)),
+            reports,
+            memory_waiters: RefCell::default(),
+            snapshot: RefCell::new(Cache::new(shared.fleet.snapshot.clone())),
+            random: Cell::new(0x9e37_79b9 ^ u32::try_from(id.0).unwrap_or(1).wrapping_mul(0x85eb_ca6b)),
+            refusal_logged: Cell::new(None),
+            shared,
+        }
+    }
+
+    /// The current Snapshot: one relaxed load when nothing was published since (I5: load it once per decision).
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow_mut().load().clone()
+    }
+
+    /// This worker's gauges.
+    #[must_use]
+    pub fn gauges(&self) -> &WorkerGauges {
+        &self.shared.gauges[self.id.0]
+    }
+
+    /// The next of a cheap pseudo-random sequence (xorshift): jitter, not secrets.
+    pub fn random(&self) -> u32 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        self.random.set(x);
+        x
+    }
+
+    /// Counts one more of something rare.
+    pub fn tally(&self, what: Tally) {
+        self.recorder.meters().add(what, 1);
+    }
+
+    /// Decides on the current Snapshot without sharing it: the cheapest way to look (one relaxed load).
+    pub fn with_snapshot<T>(&self, decide: impl FnOnce(&Snapshot) -> T) -> T {
+        decide(self.snapshot.borrow_mut().load())
+    }
+
+    /// A byte of a node's answer came.
+    pub fn heard(&self, node: NodeId) {
+        self.with_snapshot(|snapshot| {
+            if let Some(view) = snapshot.nodes.get(node.0 as usize) {
+                view.progress.byte(self.id, self.clock.now());
+                if !view.word.is_open() {
+                    self.reports.reached(node);
+                }
+            }
+        });
+    }
+
+    /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped.
+    #[must_use]
+    pub fn awaiting(&self, node: NodeId, cold: bool) -> Option<Awaiting> {
+        if cold {
+            return None;
+        }
+        self.with_snapshot(|snapshot| {
+            let view = snapshot.nodes.get(node.0 as usize)?;
+            Some(Awaiting::new(view.progress.clone(), self.id, self.clock.now()))
+        })
+    }
+
+    /// A node refused a connection: it is down, for everybody and at once.
+    pub fn refused(&self, node: NodeId) {
+        self.with_snapshot(|snapshot| {
+            if let Some(view) = snapshot.nodes.get(node.0 as usize) {
+                view.word.set_up(false);
+            }
+        });
+        self.upstreams.clear(node);
+        self.reports.refused(node);
+    }
+
+    /// A node does not have a model that its inventory lists: read the inventory again.
+    pub fn lacks(&self, node: NodeId) {
+        self.reports.administered(node);
+    }
+
+    /// Records a request that was refused before anything was known of it.
+    pub fn reject(&self, why: Rejection) {
+        let outcome = Outcome {
+            minute: self.clock.minute(),
+            node: NodeId::NONE,
+            model: ModelId::UNKNOWN,
+            key: KeyId::NONE,
+            ending: Ending::Rejected(why),
+            status: 0,
+            count: Count::Nothing,
+            load_ns: 0,
+            prompt_eval_ns: 0,
+            eval_ns: 0,
+            queue_us: 0,
+            first_byte_us: 0,
+            total_us: 0,
+        };
+        self.recorder.record(&outcome, None);
+    }
+
+    /// A foreign `Host` was refused: says what to set, once a minute.
+    pub fn refused_host(&self, host: &str) {
+        if self.may_log_refusal() {
+            tracing::warn!(%host, "refused a foreign Host on a loopback listener; set allowed_hosts to accept it");
+        }
+    }
+
+    /// A foreign `Origin` was refused: says what to set, once a minute.
+    pub fn refused_origin(&self) {
+        if self.may_log_refusal() {
+            tracing::warn!("refused a foreign Origin; set origins (or OLLAMA_ORIGINS) to accept it");
+        }
+    }
+
+    fn may_log_refusal(&self) -> bool {
+        let now = self.clock.now();
+        let quiet = self.refusal_logged.get().is_none_or(|last| now - last >= 60_000);
+        if quiet {
+            self.refusal_logged.set(Some(now));
+        }
+        quiet
+    }
+}
