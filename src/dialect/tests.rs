@@ -1,3 +1,5 @@
+//! Tests of the shapes and texts of the three dialects.
+
 use super::*;
 
 /// The recorded answer's status, type and body.

@@ -1,3 +1,5 @@
+//! Tests of the scheduler on a clock that the test moves.
+
 use super::*;
 
 fn limits() -> Limits {
