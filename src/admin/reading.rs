@@ -179,6 +179,7 @@ fn tallied(shared: &Shared, tally: Tally) -> u64 {
     let gauges = |figure: fn(&WorkerGauges) -> u64| shared.gauges.iter().map(|worker| figure(worker)).sum::<u64>();
     let accepted = |worker: &WorkerGauges| worker.accepted.load(Ordering::Relaxed);
     match tally {
+        Tally::CasRetries => shared.fleet.load().nodes.iter().map(|node| node.word.cas_retries()).sum(),
         Tally::ConnectionsOpened => gauges(accepted),
         Tally::ConnectionsClosed => gauges(accepted).saturating_sub(u64::from(shared.connections())),
         Tally::HandedOver => gauges(|worker| worker.handed_over.load(Ordering::Relaxed)),

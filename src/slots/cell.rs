@@ -359,7 +359,10 @@ impl Cell {
                     self.node_word.work_hint().add(1);
                     return true;
                 }
-                Err(now) => word = now,
+                Err(now) => {
+                    self.node_word.lost_hint().add(1);
+                    word = now;
+                }
             }
         }
         false

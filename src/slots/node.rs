@@ -31,6 +31,8 @@ pub struct NodeWord {
     work: CachePadded<Hint>,
     /// Times this node was chosen for a request of no known model: order among equals.
     chosen: Hint,
+    /// Compare-exchanges on words of this node's cells that lost to another thread: contention, for the metrics.
+    lost: Hint,
     v1_only: bool,
 }
 
@@ -42,6 +44,7 @@ impl NodeWord {
             word: CachePadded::new(AtomicU32::new(0)),
             work: CachePadded::new(Hint::default()),
             chosen: Hint::default(),
+            lost: Hint::default(),
             v1_only: false,
         }
     }
@@ -132,6 +135,16 @@ impl NodeWord {
 
     pub(crate) fn chosen_hint(&self) -> &Hint {
         &self.chosen
+    }
+
+    /// Compare-exchanges on its cells' words that lost to another thread, since start.
+    #[must_use]
+    pub fn cas_retries(&self) -> u64 {
+        self.lost.get()
+    }
+
+    pub(crate) fn lost_hint(&self) -> &Hint {
+        &self.lost
     }
 
     /// A cold load could begin.
