@@ -33,8 +33,10 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::clock::Millis;
+use crate::config::NodeKind;
 use crate::dialect::{self, Route, texts};
 use crate::error::ProxyError;
+use crate::fleet::NodeView;
 use crate::ids::KeyId;
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
@@ -95,11 +97,8 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
 
 /// A body that a node would refuse is refused in its words when no Ollama node is up to do it.
 fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, ProxyError> {
-    let somebody = || {
-        client.local.with_snapshot(|snapshot| {
-            snapshot.nodes.iter().any(|node| node.up && node.kind == crate::config::NodeKind::Ollama)
-        })
-    };
+    let words_errors = |node: &NodeView| node.up && (node.kind == NodeKind::Ollama || !asked.native());
+    let somebody = || client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(words_errors));
     if plan != Plan::Anywhere || somebody() {
         return Ok(plan);
     }

@@ -16,7 +16,7 @@ use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
 use crate::http1::{Framing, RequestHead, ResponseHead, encode_request};
-use crate::ids::NodeId;
+use crate::ids::{ModelId, NodeId};
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
 use crate::proxy::headers;
@@ -103,15 +103,11 @@ pub(super) async fn run(
         tried.add(node);
         kept = buffered.or(kept);
         broke += u32::from(fault == Fault::Broke);
-        let may_try = fault != Fault::Ours
-            && tried.len() < TRIES_MAX
-            && broke < 2
-            && local.retries.borrow_mut().try_retry(local.clock.now());
-        if !may_try {
+        let worth_it = fault != Fault::Ours && tried.len() < TRIES_MAX && broke < 2;
+        if !worth_it || !local.may_retry() {
             let model = asked.model_name().to_owned();
             return exhausted(ticket, asked, kept, &tried, ProxyError::Unanswered { model });
         }
-        local.tally(Tally::Retries);
     }
 }
 
@@ -314,6 +310,10 @@ fn forward(
 ) -> Response<OutBody> {
     let (mut response, framing) = client_head(head);
     ticket.status = response.status().as_u16();
+    if ticket.model == ModelId::UNKNOWN && response.status().is_success() && !asked.model_name().is_empty() {
+        // A name that no inventory lists (cloud) and a node answers for is known from now on.
+        ticket.model = client.local.shared.names.model(asked.model_name());
+    }
     let length = match framing {
         Framing::Length(length) => Some(length),
         _ => None,

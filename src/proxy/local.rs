@@ -177,6 +177,14 @@ impl Local {
         })
     }
 
+    /// Whether the retry budget has room for one more; counted either way.
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        let may = self.retries.borrow_mut().try_retry(self.clock.now());
+        self.tally(if may { Tally::Retries } else { Tally::RetriesRefused });
+        may
+    }
+
     /// A node refused a connection: it is down, for everybody and at once.
     pub fn refused(&self, node: NodeId) {
         self.with_snapshot(|snapshot| {

@@ -141,8 +141,12 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
         }
         Plan::Anywhere | Plan::Cloud => {
             let cloud = *plan == Plan::Cloud;
-            let any = AnyAsk { kind: Some(NodeKind::Ollama), cloud, tried: tried.nodes() };
-            let node = routing::pick_any(snapshot, &any).ok_or_else(|| nodes_down(asked))?;
+            // An Ollama node words errors best; a fleet without one has only its own to offer, on `/v1`.
+            let ollama = AnyAsk { kind: Some(NodeKind::Ollama), cloud, tried: tried.nodes() };
+            let any = AnyAsk { kind: None, ..ollama };
+            let node = routing::pick_any(snapshot, &ollama)
+                .or_else(|| if asked.native() { None } else { routing::pick_any(snapshot, &any) })
+                .ok_or_else(|| nodes_down(asked))?;
             let view = &snapshot.nodes[node.0 as usize];
             let permit = Permit::new(view.any.clone(), local.id, Taken::Warm);
             Ok(Now::Go(reserved(view, Some(permit), view.any.clone())))
