@@ -392,13 +392,13 @@ pub(super) fn check_options(options: &Value) -> Result<(), Fail> {
             "stop" => "array",
             _ => continue,
         };
-        let right = match (kind, value) {
+        let right = matches!(
+            (kind, value),
             (_, Value::Null)
-            | ("integer" | "float32", Value::Number(_))
-            | ("boolean", Value::Bool(_))
-            | ("array", Value::Array(_)) => true,
-            _ => false,
-        };
+                | ("integer" | "float32", Value::Number(_))
+                | ("boolean", Value::Bool(_))
+                | ("array", Value::Array(_))
+        );
         if !right {
             return Err(Fail::new(By::Handler, 500, format!("option \"{name}\" must be of type {kind}")));
         }

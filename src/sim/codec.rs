@@ -159,7 +159,7 @@ pub(super) fn base64(input: &[u8]) -> String {
 pub(super) fn base64_error(text: &str) -> Option<usize> {
     let body = text.trim_end_matches('=');
     let wrong = body.bytes().position(|b| !(b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
-    wrong.or_else(|| (text.len() % 4 != 0).then_some(text.len() / 4 * 4))
+    wrong.or_else(|| (!text.len().is_multiple_of(4)).then_some(text.len() / 4 * 4))
 }
 
 /// The decoded limit of a compressed body, as Ollama has it.

@@ -129,7 +129,7 @@ fn reply(wanted: &Wanted, vectors: &[Vec<f32>], prompt: u32, (total, load): (Dur
             }
             let model = text::quoted(&wanted.model);
             let _ = write!(out, "],\"model\":{model},\"usage\":{{\"prompt_tokens\":{prompt},");
-            let _ = write!(out, "\"total_tokens\":{prompt}}}}}\n");
+            let _ = writeln!(out, "\"total_tokens\":{prompt}}}}}");
             return Reply::new(200, "application/json", out);
         }
     }

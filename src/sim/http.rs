@@ -147,7 +147,7 @@ fn judge(head: &mut Head) -> Result<(), BadHead> {
         }
         length = Length::Sized(first.parse().map_err(|_| BadHead("400 Bad Request", true))?);
     }
-    match all("transfer-encoding").last() {
+    match all("transfer-encoding").next_back() {
         Some(coding) if coding.eq_ignore_ascii_case("chunked") => length = Length::Chunked,
         Some(_) => return Err(BadHead("501 Not Implemented: Unsupported transfer encoding", true)),
         None => {}

@@ -26,7 +26,7 @@ use crate::sync::{spawn_local, spawn_thread};
 pub struct Node {
     core: Arc<Core>,
     address: SocketAddr,
-    commands: Option<mpsc::Sender<Command>>,
+    commands: Option<flume::Sender<Command>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -49,7 +49,7 @@ enum Command {
 struct Egg {
     core: Arc<Core>,
     kicked: mpsc::Receiver<()>,
-    commands: mpsc::Receiver<Command>,
+    commands: flume::Receiver<Command>,
     listener: Socket,
     /// Holds the port while the listener is gone.
     guard: Socket,
@@ -159,16 +159,9 @@ impl Node {
     fn command(&self, make: impl FnOnce(blocking::SyncSender<()>) -> Command) {
         let Some(commands) = &self.commands else { return };
         let (done, wait) = blocking::sync_channel(1);
-        let mut command = make(done);
-        loop {
-            match commands.try_send(command) {
-                Ok(()) => break,
-                Err(mpsc::error::TrySendError::Full(back)) => command = back,
-                Err(mpsc::error::TrySendError::Closed(_)) => return,
-            }
-            std::thread::yield_now();
+        if commands.send(make(done)).is_ok() {
+            let _ = wait.recv();
         }
-        let _ = wait.recv();
     }
 }
 
@@ -241,7 +234,7 @@ fn lay(spec: NodeSpec) -> io::Result<(Node, Egg)> {
     let guard = bind(address)?;
     listener.listen(1024)?;
     let (core, kicked) = Core::new(spec);
-    let (commands, receiver) = mpsc::channel(64);
+    let (commands, receiver) = flume::bounded(16);
     let node = Node { core: core.clone(), address, commands: Some(commands), thread: None };
     Ok((node, Egg { core, kicked, commands: receiver, listener, guard, address }))
 }
@@ -261,7 +254,7 @@ fn hatch(eggs: Vec<Egg>) -> io::Result<JoinHandle<()>> {
 
 /// Accepts connections and obeys commands until the node is dropped.
 async fn live(egg: Egg) {
-    let Egg { core, kicked, mut commands, listener, guard, address } = egg;
+    let Egg { core, kicked, commands, listener, guard, address } = egg;
     let _held = guard;
     let driver = spawn_local(host::drive(core.clone(), kicked));
     let mut listener = TcpListener::from_std(listener.into()).ok();
@@ -276,7 +269,7 @@ async fn live(egg: Egg) {
         };
         let command = tokio::select! {
             biased;
-            command = commands.recv() => command,
+            command = commands.recv_async() => command.ok(),
             accepted = accept => {
                 match accepted {
                     Ok((stream, _)) => {

@@ -1,4 +1,4 @@
-//! Tests of the scheduler on a clock that the test moves.
+//! The scheduler's rules, one by one, on a clock that the tests hold.
 
 use super::*;
 

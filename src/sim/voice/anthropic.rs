@@ -157,10 +157,10 @@ impl Voice<'_> {
         let content = if blocks.is_empty() { "null".to_owned() } else { format!("[{}]", blocks.join(",")) };
         let (prompt, output) = self.counts();
         let reason = self.stop_reason();
-        let _ = write!(
+        let _ = writeln!(
             line,
             ",\"content\":{content},\"stop_reason\":\"{reason}\",\
-             \"usage\":{{\"input_tokens\":{prompt},\"output_tokens\":{output}}}}}\n"
+             \"usage\":{{\"input_tokens\":{prompt},\"output_tokens\":{output}}}}}"
         );
         line
     }
