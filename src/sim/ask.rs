@@ -208,8 +208,8 @@ pub(super) fn native(dialect: Dialect, body: Value) -> Result<Wanted, Fail> {
     let bad = |text: String| Fail::new(By::Front, 400, text);
     check(&body, name, fields).map_err(bad)?;
     let keep_alive = body.get("keep_alive").map(keep_alive).transpose().map_err(bad)?;
-    let mut wanted = Wanted::new(dialect, body);
-    let body = wanted.body.clone();
+    let mut wanted = Wanted::new(dialect, Value::Null);
+    body.str("model").clone_into(&mut wanted.model);
     let flag = |name: &str| body.get(name).and_then(Value::as_bool).unwrap_or(false);
     wanted.keep_alive = keep_alive;
     wanted.options = body.get("options").cloned().unwrap_or(Value::Null);
@@ -231,6 +231,7 @@ pub(super) fn native(dialect: Dialect, body: Value) -> Result<Wanted, Fail> {
         }
     }
     wanted.debug = flag("_debug_render_only");
+    wanted.body = body;
     Ok(wanted)
 }
 

@@ -71,8 +71,8 @@ pub(super) fn read(dialect: Dialect, body: Value) -> Result<Wanted, Fail> {
         _ => ("MessagesRequest", MESSAGES),
     };
     check(&body, name, fields).map_err(bad)?;
-    let mut wanted = Wanted::new(dialect, body);
-    let body = wanted.body.clone();
+    let mut wanted = Wanted::new(dialect, Value::Null);
+    body.str("model").clone_into(&mut wanted.model);
     let number = |name: &str| body.get(name).and_then(Value::as_i64);
     wanted.stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
     let usage = body.get("stream_options").and_then(|o| o.get("include_usage")).and_then(Value::as_bool);
@@ -95,6 +95,7 @@ pub(super) fn read(dialect: Dialect, body: Value) -> Result<Wanted, Fail> {
         }
         _ => messages(&mut wanted, &body)?,
     }
+    wanted.body = body;
     Ok(wanted)
 }
 

@@ -100,12 +100,17 @@ pub struct SimArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepAlive(pub Option<Duration>);
 
+/// A time as Go writes it, or a number of seconds; negative is for ever.
 fn keep_alive(text: &str) -> Result<KeepAlive, String> {
-    super::ask::go_duration(text).map(KeepAlive)
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds < 0.0 => Ok(KeepAlive(None)),
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map(|t| KeepAlive(Some(t))).map_err(|e| e.to_string()),
+        Err(_) => super::ask::go_duration(text).map(KeepAlive),
+    }
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    super::ask::go_duration(text)?.ok_or_else(|| "must not be negative".to_owned())
+    keep_alive(text)?.0.ok_or_else(|| "must not be negative".to_owned())
 }
 
 fn models(args: &SimArgs) -> Result<Vec<ModelSpec>, String> {
@@ -290,6 +295,31 @@ mod tests {
         assert_eq!(specs[0].keep_alive, None);
         let on: Vec<Vec<&str>> = specs.iter().map(|s| s.models.iter().map(|m| m.name.as_str()).collect()).collect();
         assert_eq!(on, [vec!["a:latest"], vec!["a:latest", "b:latest"], vec!["b:latest"]]);
+    }
+
+    #[test]
+    fn steers_one_node_or_all() {
+        let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m")]);
+        let herd = Herd::start(vec![spec(), spec()]).unwrap();
+        let ask = |method: &str, path: &str, body: &str| {
+            let (head, _) = super::super::http::head(format!("{method} {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes())
+                .unwrap()
+                .unwrap();
+            let reply = command(&herd, &head, body.as_bytes());
+            (reply.status, String::from_utf8(reply.body).unwrap())
+        };
+        let reachable = |at: usize| std::net::TcpStream::connect(herd[at].address()).is_ok();
+        assert!(ask("GET", "/sim/nodes", "").1.contains(&herd[1].url()));
+        assert_eq!(ask("POST", "/sim/1/kill", "").0, 200);
+        assert_eq!((reachable(0), reachable(1)), (true, false));
+        assert_eq!(ask("POST", "/sim/1/restart", "").0, 200);
+        assert_eq!(ask("POST", "/sim/fault", r#"{"harm":"refuse"}"#).0, 200);
+        assert_eq!((reachable(0), reachable(1)), (false, false));
+        ask("POST", "/sim/clear", "");
+        assert_eq!((reachable(0), reachable(1)), (true, true));
+        assert_eq!(ask("POST", "/sim/7/kill", "").0, 404);
+        assert_eq!(ask("POST", "/sim/0/fault", r#"{"harm":"flood"}"#).0, 400);
+        assert!(ask("GET", "/sim/ledger", "").1.starts_with("[{\"connections\":"));
     }
 
     #[test]

@@ -309,7 +309,7 @@ impl Conn {
     /// Sends bytes of an answer.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let end = self.sent + bytes.len() as u64;
-        let limit = self.wire.cut.map(|(at, _)| at).into_iter().chain(self.wire.hang).min().filter(|at| *at <= end);
+        let limit = self.wire.cut.map(|(at, _)| at).into_iter().chain(self.wire.hang).min().filter(|at| *at < end);
         let here = limit.map_or(bytes.len(), |at| usize::try_from(at.saturating_sub(self.sent)).unwrap_or(0));
         self.push(&bytes[..here]).await.map_err(|_| Stop::Client)?;
         self.sent += here as u64;

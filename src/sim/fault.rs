@@ -28,14 +28,15 @@ pub enum Harm {
     Delay(Duration),
     /// So much time between the chunks of a stream.
     Slow(Duration),
-    /// The connection ends after so many bytes of the answer, head and framing included.
+    /// The connection ends after so many bytes of the answer, head and framing included; an answer that is no longer
+    /// than that is left whole.
     Cut {
         /// Bytes that are still sent.
         at: u64,
         /// By a reset, not by a close.
         reset: bool,
     },
-    /// Nothing more is sent after so many bytes of the answer; the connection stays.
+    /// Nothing more is sent after so many bytes of the answer; the connection stays. A shorter answer is left whole.
     HangAt(u64),
     /// The runner's process dies after so many tokens; everything in it fails.
     RunnerDies(u32),
@@ -207,6 +208,11 @@ impl Faults {
 
     pub(super) fn clear(&mut self) {
         self.list.clear();
+    }
+
+    /// Whether nothing goes wrong.
+    pub(super) fn none(&self) -> bool {
+        self.list.is_empty()
     }
 
     /// Whether the port has to be closed.

@@ -22,7 +22,7 @@ use super::spec::{ModelSpec, NodeSpec};
 pub(super) struct State {
     pub(super) sched: Sched,
     /// Models on disk by [`Name::key`].
-    pub(super) models: BTreeMap<String, ModelSpec>,
+    pub(super) models: BTreeMap<String, Arc<ModelSpec>>,
     /// Blobs by digest.
     pub(super) blobs: HashMap<String, u64>,
     pub(super) faults: Faults,
@@ -221,13 +221,13 @@ impl State {
     }
 
     /// A model on the disk.
-    pub(super) fn find(&self, name: &Name) -> Option<&ModelSpec> {
+    pub(super) fn find(&self, name: &Name) -> Option<&Arc<ModelSpec>> {
         self.models.get(&name.key())
     }
 }
 
 fn insert(
-    models: &mut BTreeMap<String, ModelSpec>,
+    models: &mut BTreeMap<String, Arc<ModelSpec>>,
     blobs: &mut HashMap<String, u64>,
     mut model: ModelSpec,
     now: Duration,
@@ -236,7 +236,7 @@ fn insert(
         model.modified.get_or_insert(now);
         model.name = name.display();
         blobs.insert(model.weights.clone(), model.size);
-        models.insert(name.key(), model);
+        models.insert(name.key(), Arc::new(model));
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct Turn<'a> {
     pub(super) stay: Stay,
     /// Its body was still open when it started.
     pub(super) open: bool,
-    slow: Option<Duration>,
+    pub(super) slow: Option<Duration>,
     dies: Option<u32>,
 }
 
@@ -248,12 +248,12 @@ fn read(dialect: Dialect, body: &Body) -> Result<Wanted, Fail> {
 /// Handles a request that was read.
 pub(super) async fn serve(turn: &mut Turn<'_>, wanted: Wanted) -> Next {
     let (dialect, stream) = (wanted.dialect, wanted.stream);
-    let shown = super::names::resolve(&wanted.model).ok().map(|(name, _)| name.display());
-    let harms = turn.core.harms(Moment::Asked, turn.stay.route, true, shown.as_deref());
-    if !harms.is_empty() {
+    if !turn.core.with(|s| s.faults.none()) {
+        let shown = super::names::resolve(&wanted.model).ok().map(|(name, _)| name.display());
+        let harms = turn.core.harms(Moment::Asked, turn.stay.route, true, shown.as_deref());
         // A request that a fault ends is still one for its model.
-        if let Some(name) = &shown {
-            turn.stay.enter(name);
+        if let Some(name) = shown.filter(|_| !harms.is_empty()) {
+            turn.stay.enter(&name);
         }
         if let Some(next) = turn.suffer(harms, dialect, stream).await {
             return next;
@@ -264,6 +264,10 @@ pub(super) async fn serve(turn: &mut Turn<'_>, wanted: Wanted) -> Next {
         Err(model::Elsewhere::Fail(fail)) => return turn.refuse(dialect, stream, fail).await,
         Err(model::Elsewhere::Reply(ending, reply)) => return turn.answer(ending, Tokens::default(), reply).await,
     };
+    if turn.core.with(|s| s.ledger.at_peak(&placed.model.name)) {
+        // A client that has closed one connection before it used another is seen in that order.
+        tokio::task::yield_now().await;
+    }
     turn.stay.enter(&placed.model.name);
     if placed.unload {
         turn.core.schedule(|s, now| s.sched.unload(now, &placed.model.weights));

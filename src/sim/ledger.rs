@@ -68,7 +68,7 @@ pub struct ModelLedger {
     pub in_flight: u32,
     /// The most that were in the node at once.
     pub peak: u32,
-    /// Tokens of the answers that were sent to the end.
+    /// Tokens of the answers that were sent to the end, the body's terminator included.
     pub tokens: Tokens,
     /// Loads that ended well.
     pub loads: u64,
@@ -137,6 +137,11 @@ impl NodeLedger {
     #[must_use]
     pub fn inference(&self, ending: Ending) -> u64 {
         self.models.values().filter_map(|m| m.requests.get(&ending)).sum()
+    }
+
+    /// Whether another request would be the most at once that this model ever had.
+    pub(super) fn at_peak(&self, model: &str) -> bool {
+        self.models.get(model).is_some_and(|m| m.in_flight >= m.peak)
     }
 
     pub(super) fn enter(&mut self, model: &str) {

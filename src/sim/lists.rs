@@ -3,6 +3,7 @@
 //! Called by `serve.rs`. Reads the node's state, changes nothing.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ask::{By, Fail};
@@ -26,13 +27,13 @@ pub(super) fn error(status: u16, text: &str) -> Reply {
 }
 
 /// Models on disk, newest first by whole seconds, ties in an order of their own each time.
-fn sorted(core: &Core) -> Vec<ModelSpec> {
+fn sorted(core: &Core) -> Vec<Arc<ModelSpec>> {
     let empty = core.harms(Moment::List, "", false, None).contains(&Harm::EmptyLists);
     if empty {
         return Vec::new();
     }
     core.with(|s| {
-        let mut models: Vec<(u64, ModelSpec)> = s.models.values().map(|m| (0, m.clone())).collect();
+        let mut models: Vec<(u64, Arc<ModelSpec>)> = s.models.values().map(|m| (0, m.clone())).collect();
         for entry in &mut models {
             entry.0 = s.faults.roll();
         }
@@ -90,7 +91,7 @@ pub(super) fn ps(core: &Core) -> Reply {
         let mut loaded = Vec::new();
         for runner in s.sched.loaded() {
             let known = s.models.values().find(|m| *m.name == *runner.name).cloned();
-            let family = known.map_or_else(|| "llama".to_owned(), |m| m.family);
+            let family = known.map_or_else(|| "llama".to_owned(), |m| m.family.clone());
             let expires = runner.expires.map_or_else(|| core.unix() + FOR_EVER, |at| core.unix_at(at));
             loaded.push((
                 expires,
@@ -143,7 +144,7 @@ pub(super) fn show(core: &Core, head: &Head, body: &Body) -> Reply {
 }
 
 /// The model of a show request.
-fn find(core: &Core, named: &str) -> Result<ModelSpec, Fail> {
+fn find(core: &Core, named: &str) -> Result<Arc<ModelSpec>, Fail> {
     let bad = |text: &str| Fail::new(By::Handler, 400, text);
     let (name, source) = names::resolve(named).map_err(|e| match e {
         NameError::Empty => bad("model is required"),

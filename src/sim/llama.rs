@@ -183,7 +183,10 @@ async fn serve(turn: &mut Turn<'_>, served: u32, wanted: &Wanted, model: &ModelS
         return embed(turn, served, wanted, model).await;
     }
     let job = match job(turn.core, wanted, model) {
-        Ok(job) => job,
+        Ok(job) => match turn.slow {
+            Some(pace) => Job { pace, burst: 1, ..job },
+            None => job,
+        },
         Err(fail) => return error(turn, served, fail.status, &fail.text, "exceed_context_size_error").await,
     };
     let die = turn.core.with(|s| s.faults.roll());

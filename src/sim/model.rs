@@ -2,6 +2,7 @@
 //!
 //! Called by `infer.rs` with a request that was read. Errors, their order and their words are Ollama's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ask::{self, By, Fail, Think, Wanted};
@@ -30,7 +31,7 @@ impl From<Fail> for Elsewhere {
 
 /// A request and its model.
 pub(super) struct Placed {
-    pub(super) model: ModelSpec,
+    pub(super) model: Arc<ModelSpec>,
     launch: Launch,
     pub(super) unload: bool,
     thinks: bool,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::http::{Head, Reply};
 use super::job::Dialect;
+use super::spec::NodeSpec;
 
 /// A handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +111,7 @@ fn clean(path: &str) -> String {
 }
 
 /// Finds the way of a request; CORS headers for its answer are added to `cors`.
-pub(super) fn route(head: &Head, origins: &[String], cors: &mut Vec<(&'static str, String)>) -> Way {
+pub(super) fn route(head: &Head, spec: &NodeSpec, cors: &mut Vec<(&'static str, String)>) -> Way {
     if head.target == "*" && head.method == "OPTIONS" {
         return Way::Reply(Reply::empty(200));
     }
@@ -127,11 +128,12 @@ pub(super) fn route(head: &Head, origins: &[String], cors: &mut Vec<(&'static st
         return Way::Reply(redirect(head, status, format!("{other}{query}")));
     }
     let allow = found.map(|(_, methods)| methods.iter().map(|(m, _)| *m).collect::<Vec<_>>().join(", "));
-    if let Some(reply) = cross_origin(head, origins, allow.as_deref(), cors) {
+    if let Some(reply) = cross_origin(head, &spec.origins, allow.as_deref(), cors) {
         return Way::Reply(reply);
     }
     let host = head.header("host").unwrap_or("");
     match host_is_allowed(host) {
+        _ if !spec.listen.ip().is_loopback() => {}
         Allowed::No => return Way::Reply(Reply::empty(403)),
         Allowed::Name if head.method == "OPTIONS" && found.is_some() => {
             return Way::Reply(Reply::empty(204).with("Allow", allow.unwrap_or_default()));

@@ -73,7 +73,7 @@ async fn handle(core: &Arc<Core>, conn: &mut Conn, head: &Head) -> Next {
         turn.answer(Ending::Refused, Tokens::default(), reply).await;
         return Next::Close;
     }
-    let (handler, route, rest) = match paths::route(head, &core.spec.origins, &mut cors) {
+    let (handler, route, rest) = match paths::route(head, &core.spec, &mut cors) {
         Way::To(handler, route, rest) => (handler, route, rest),
         Way::Reply(mut reply) => {
             reply.headers.append(&mut cors);
@@ -119,6 +119,8 @@ async fn plain(turn: &mut Turn<'_>, handler: Do, rest: &str) -> Option<Reply> {
             let source = if off { "env" } else { "none" };
             Reply::json(200, format!("{{\"cloud\":{{\"disabled\":{off},\"source\":\"{source}\"}}}}"))
         }
+        // A half-closed connection reads as a cancelled request, and this handler looks.
+        Do::Tags if turn.conn.gone_now() => lists::error(500, "context canceled"),
         Do::Tags => lists::tags(core),
         Do::Ps => lists::ps(core),
         Do::Show => lists::show(core, turn.head, &body),

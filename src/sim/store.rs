@@ -82,6 +82,7 @@ pub(super) async fn pull(turn: &mut Turn<'_>, body: &Body) -> Option<Reply> {
     let installed = core.with(|s| s.find(&name).cloned());
     let wanted = |m: &&ModelSpec| Name::parse(&m.name).is_ok_and(|n| n.key() == name.key());
     let offered = core.spec.registry.iter().find(wanted).cloned();
+    let installed = installed.as_deref().cloned();
     let Some(model) = installed.clone().or(offered) else {
         return Some(outcome(stream, lines, Some("pull model manifest: file does not exist")));
     };
@@ -185,7 +186,7 @@ fn create_from(core: &Core, name: &Name, value: &Value, stream: bool) -> Reply {
         digest: sum,
         parent: value.str("from").to_owned(),
         modified: None,
-        ..base
+        ..ModelSpec::clone(&base)
     });
     outcome(stream, lines, None)
 }
@@ -222,7 +223,7 @@ pub(super) fn copy(core: &Core, body: &Body) -> Reply {
     };
     match core.with(|s| s.find(&from).cloned()) {
         Some(model) => {
-            core.add_model(ModelSpec { name: to.display(), modified: None, ..model });
+            core.add_model(ModelSpec { name: to.display(), modified: None, ..ModelSpec::clone(&model) });
             Reply::empty(200)
         }
         None => error(404, &format!("model {} not found", text::quoted(source))),
