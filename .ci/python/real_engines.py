@@ -25,7 +25,7 @@ class Told(Exception):
 
 def client_of(proxy):
     # No retries of its own: what the proxy promises must hold without them.
-    return openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="none", max_retries=0, timeout=120, http_client=httpx.Client(trust_env=False))
+    return openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="none", max_retries=0, timeout=120, http_client=openai.DefaultHttpxClient(trust_env=False))
 
 
 def ask(client, kind, number, max_tokens):
