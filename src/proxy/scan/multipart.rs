@@ -100,3 +100,79 @@ fn quoted_string(text: &str) -> Option<(String, &str)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPE: &str = "multipart/form-data; boundary=X";
+
+    fn form(parts: &[(&str, &str)]) -> String {
+        let parts: String = parts
+            .iter()
+            .map(|(head, content)| format!("--X\r\nContent-Disposition: {head}\r\n\r\n{content}\r\n"))
+            .collect();
+        format!("{parts}--X--\r\n")
+    }
+
+    fn model(body: &str, content_type: &str) -> Option<String> {
+        multipart_model(body.as_bytes(), content_type).map(Cow::into_owned)
+    }
+
+    const MODEL: (&str, &str) = ("form-data; name=\"model\"", "whisper");
+    const FILE: (&str, &str) =
+        ("form-data; name=\"file\"; filename=\"a.wav\"", "RIFF\r\n--Y\r\n\r\n--\r\nname=\"model\"\r\n\r\nz");
+
+    #[test]
+    fn the_field_is_found_wherever_it_stands() {
+        let name = Some("whisper".to_owned());
+        assert_eq!(model(&form(&[MODEL, FILE]), TYPE), name);
+        assert_eq!(model(&form(&[FILE, MODEL]), TYPE), name);
+        assert_eq!(model(&form(&[("form-data; name=\"language\"", ""), FILE, MODEL]), TYPE), name);
+        assert_eq!(model(&form(&[("FORM-DATA ; filename=\"\"; NAME=model", "whisper")]), TYPE), name);
+        assert_eq!(model(&form(&[MODEL, ("form-data; name=\"model\"", "second")]), TYPE), name, "the first counts");
+        assert_eq!(model(&form(&[("form-data; name=\"model\"", "")]), TYPE).as_deref(), Some(""));
+        let preamble = format!("ignored\r\n{}", form(&[MODEL]));
+        assert_eq!(model(&preamble, TYPE), name);
+        let newlines_only = form(&[FILE, MODEL]).replace("\r\n", "\n");
+        assert_eq!(model(&newlines_only, TYPE), name);
+        let headers =
+            "--X\r\nContent-Type: text/plain\r\ncontent-disposition:form-data;name=\"model\"\r\n\r\nm\r\n--X--";
+        assert_eq!(model(headers, TYPE).as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn boundaries_come_quoted_too() {
+        let body = form(&[FILE, MODEL]).replace("--X", "--a b\"c");
+        assert!(model(&body, r#"Multipart/Form-Data; charset=utf-8; BOUNDARY="a b\"c""#).is_some());
+        assert!(model(&form(&[MODEL]), "multipart/form-data;boundary=X;charset=utf-8").is_some());
+        for other in [
+            "multipart/form-data",
+            "multipart/form-data; boundary=",
+            "application/json; boundary=X",
+            "",
+            "multipart/form-data; boundary=\"X",
+        ] {
+            assert_eq!(model(&form(&[MODEL]), other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        assert_eq!(model(&form(&[FILE]), TYPE), None);
+        assert_eq!(model(&form(&[("form-data; name=\"model\"; filename=\"m\"", "file")]), TYPE), None);
+        assert_eq!(model(&form(&[("attachment; name=\"model\"", "m")]), TYPE), None);
+        assert_eq!(model(&form(&[("form-data; name=\"models\"", "m")]), TYPE), None);
+    }
+
+    #[test]
+    fn a_field_that_is_not_whole_is_not_trusted() {
+        let body = form(&[FILE, MODEL]);
+        let end = body.find("whisper").unwrap() + "whisper\r\n--X".len();
+        for cut in 0..body.len() {
+            let found = multipart_model(&body.as_bytes()[..cut], TYPE);
+            assert_eq!(found.is_some(), cut >= end, "cut at {cut}");
+            assert!(found.is_none_or(|name| name == "whisper"));
+        }
+    }
+}
