@@ -10,14 +10,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::answers::{Health, StoreState, TokenCount};
-use super::fold::{Batch, Fold, ROWS_MAX};
+use super::fold::{Fold, ROWS_MAX};
 use super::ledger::LedgerError;
 use super::recorder::Ring;
 use super::series;
 use super::writer::{Ask, FoldJob, Folded, Job, Opened, Reply, Report};
 use crate::clock::{Clock, Millis};
 use crate::ids::UnixMinute;
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How long after a failed commit or opening the next attempt is made.
 const RETRY_MS: Millis = 1_000;
@@ -68,6 +68,11 @@ pub struct Shown {
     pub health: ArcSwap<Health>,
     /// Totals at the first opening.
     pub base: ArcSwap<Vec<TokenCount>>,
+    /// The ledger thread has ended: messages sent since are not answered.
+    ///
+    /// Set before the core empties its channel for the last time; a sender looks after its message is in the channel.
+    /// So a message is either emptied out (its reply is dropped, which its sender sees) or its sender sees this.
+    pub ended: AtomicBool,
 }
 
 /// What a core is made with.
@@ -157,6 +162,8 @@ pub struct Core {
     /// The last job was a batch: slices of a fold take turns with batches.
     wrote_last: bool,
     retry_at: Millis,
+    /// The store is open, as far as is known.
+    open: bool,
     first_opened: bool,
     asks: VecDeque<(Ask, Millis)>,
     flushes: Vec<Waiter>,
@@ -176,6 +183,7 @@ impl Core {
             busy: false,
             wrote_last: false,
             retry_at: now,
+            open: false,
             first_opened: false,
             asks: VecDeque::new(),
             flushes: Vec::new(),
@@ -185,7 +193,7 @@ impl Core {
             health: Health::default(),
             links,
         };
-        if let Some(opened) = opened {
+        if opened.is_some() {
             core.opened(opened, now);
         }
         core.show();
@@ -286,14 +294,25 @@ impl Core {
     }
 
     fn take_reports(&mut self, now: Millis) {
-        while let Ok(report) = self.links.reports.try_recv() {
+        loop {
+            let report = match self.links.reports.try_recv() {
+                Ok(report) => report,
+                Err(flume::TryRecvError::Empty) => return,
+                Err(flume::TryRecvError::Disconnected) => {
+                    // The store thread died with what it held; say so, and answer whoever waits.
+                    if std::mem::take(&mut self.busy) {
+                        self.failed(LedgerError::Closed, now);
+                    }
+                    return;
+                }
+            };
             self.busy = false;
             match report {
-                Report::Written { batch, result, opened, committed } => {
-                    if let Some(opened) = opened {
-                        self.opened(opened, now);
-                    }
-                    self.settle(batch, result, committed, now);
+                Report::Opened(Ok(opened)) => self.opened(opened, now),
+                Report::Opened(Err(error)) => self.failed(error, now),
+                Report::Written(batch, result) => {
+                    self.fold.settle(batch, result.is_ok());
+                    self.written(result, now);
                 }
                 Report::Folded(result) => self.folded(result, now),
                 Report::Synced(result) => {
@@ -306,28 +325,30 @@ impl Core {
         }
     }
 
-    fn opened(&mut self, opened: Opened, now: Millis) {
-        self.fold.opened(opened.newest, opened.folded_before, now);
-        if !std::mem::replace(&mut self.first_opened, true) {
-            self.links.shown.base.store(Arc::new(opened.base));
+    fn opened(&mut self, opened: Option<Opened>, now: Millis) {
+        (self.open, self.retry_at) = (true, now);
+        if let Some(opened) = opened {
+            self.fold.opened(opened.newest, opened.folded_before, now);
+            if !std::mem::replace(&mut self.first_opened, true) {
+                self.links.shown.base.store(Arc::new(opened.base));
+            }
         }
-        self.health.store = StoreState::Open;
+        // While commits fail it is not well again before one succeeds.
+        if self.health.store == StoreState::Absent || !self.fold.is_dirty() {
+            self.health.store = StoreState::Open;
+        }
     }
 
-    fn settle(&mut self, batch: Batch, result: Result<(), LedgerError>, committed: bool, now: Millis) {
-        self.fold.settle(batch, result.is_ok());
+    fn written(&mut self, result: Result<(), LedgerError>, now: Millis) {
         match result {
             Ok(()) => {
-                if self.health.store == StoreState::Failing {
+                if self.health.store != StoreState::Open {
                     tracing::info!("the ledger is written again");
                 }
-                if committed {
-                    self.health.commits += 1;
-                    self.health.last_commit = Some(now);
-                }
-                if self.first_opened {
-                    self.health.store = StoreState::Open;
-                }
+                self.retry_at = now;
+                self.health.store = StoreState::Open;
+                self.health.commits += 1;
+                self.health.last_commit = Some(now);
             }
             Err(error) => self.failed(error, now),
         }
@@ -339,6 +360,8 @@ impl Core {
         if self.health.store != state || self.health.last_error.as_ref() != Some(&reason) {
             tracing::warn!(error = %reason, "the ledger cannot be written; rows are kept in memory");
         }
+        // Perhaps it broke; opening a store that is open costs nothing.
+        self.open = false;
         self.health.store = state;
         self.health.last_error = Some(reason);
         self.health.commits_failed += 1;
@@ -367,6 +390,8 @@ impl Core {
                 Ok(groups)
             }
             Err(error) => {
+                self.open = false;
+                self.fold.distrust_stored();
                 self.health.last_error = Some(error.to_string().into());
                 Err(error)
             }
@@ -380,33 +405,42 @@ impl Core {
     fn give_job(&mut self, now: Millis) {
         self.give_asks();
         self.begin_policy(now);
-        let healthy = self.health.store == StoreState::Open;
+        let healthy = self.open && self.health.store == StoreState::Open;
         // Who flushes wants to know now, not at the next attempt.
-        let may_write = now >= self.retry_at || !self.flushes.is_empty();
-        let fold_ready = self.folds.front().is_some_and(|fold| fold.mark <= self.fold.written());
-        if !healthy {
+        let may_try = now >= self.retry_at || !self.flushes.is_empty();
+        if self.health.store != StoreState::Open {
             self.refuse_folds();
-        } else if fold_ready && (self.wrote_last || !self.fold.is_dirty()) {
-            return self.give_fold();
         }
-        if !may_write {
+        if !self.open {
+            // Taken as soon as it can be had, whether or not there is something to write.
+            if may_try {
+                self.busy = self.links.jobs.try_send(Job::Open).is_ok();
+            }
             return;
         }
-        // An empty batch asks for nothing but to open the store: it is taken as soon as it can be had.
-        let batch = self.fold.take_batch().or_else(|| (!self.first_opened).then(Batch::default));
-        let Some(batch) = batch else { return };
+        let fold_ready = self.folds.front().is_some_and(|fold| fold.mark <= self.fold.written());
+        if healthy && fold_ready && (self.wrote_last || !self.fold.is_dirty()) {
+            self.give_fold();
+        } else if may_try {
+            self.give_batch(now);
+        }
+    }
+
+    fn give_batch(&mut self, now: Millis) {
+        let Some(batch) = self.fold.take_batch() else { return };
         self.wrote_last = true;
-        if let Err(refused) = self.links.jobs.try_send(Job::Write(batch)) {
-            let closed = matches!(refused, flume::TrySendError::Disconnected(_));
-            if let Job::Write(batch) = refused.into_inner() {
-                self.fold.settle(batch, false);
+        match self.links.jobs.try_send(Job::Write(batch)) {
+            Ok(()) => self.busy = true,
+            Err(refused) => {
+                let closed = matches!(refused, flume::TrySendError::Disconnected(_));
+                if let Job::Write(batch) = refused.into_inner() {
+                    self.fold.settle(batch, false);
+                }
+                if closed {
+                    self.failed(LedgerError::Closed, now);
+                }
             }
-            if closed {
-                self.failed(LedgerError::Closed, now);
-            }
-            return;
         }
-        self.busy = true;
     }
 
     /// Hands questions over together with what is not written. No batch is out, so that is well defined.
@@ -513,6 +547,14 @@ impl Core {
         if **self.links.shown.health.load() != *health {
             self.links.shown.health.store(Arc::new(health.clone()));
         }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `Ledger::call`.
+        self.links.shown.ended.store(true, Ordering::Release);
+        self.links.commands.drain().for_each(drop);
     }
 }
 

@@ -297,13 +297,12 @@ impl Fold {
     /// Takes what the store said at opening: its newest minute, and the first one that is not folded.
     pub fn opened(&mut self, newest: Option<UnixMinute>, folded_before: UnixMinute, now: Millis) {
         self.newest = self.newest.max(newest);
-        self.folded(folded_before, now);
+        self.rehome(folded_before, now);
     }
 
     /// The store folded minutes: rows of theirs move to their days, and what is known of stored days is out of date.
     /// Only while no batch is out.
     pub fn folded(&mut self, folded_before: UnixMinute, now: Millis) {
-        self.folded_before = self.folded_before.max(folded_before);
         self.rows.retain(|id, entry| {
             if matches!(id.bucket, Bucket::Day(_)) {
                 entry.base = None;
@@ -311,6 +310,12 @@ impl Fold {
             }
             true
         });
+        self.rehome(folded_before, now);
+    }
+
+    /// Moves rows of folded minutes to their days.
+    fn rehome(&mut self, folded_before: UnixMinute, now: Millis) {
+        self.folded_before = self.folded_before.max(folded_before);
         let mut late: Vec<_> = self
             .rows
             .keys()
@@ -323,6 +328,17 @@ impl Fold {
         for (minute, id) in late {
             self.move_to_day(minute, id, now);
         }
+    }
+
+    /// A fold failed without saying how far it came: what is known of stored minutes and days may be out of date.
+    /// Only while no batch is out.
+    pub fn distrust_stored(&mut self) {
+        self.rows.retain(|id, entry| {
+            if id.bucket != Bucket::Total {
+                entry.base = None;
+            }
+            entry.base.is_some() || entry.dirty
+        });
     }
 
     /// Begins a step: forgets rows that the store has and nobody touched for a while.

@@ -68,7 +68,7 @@ use super::store::LmdbStore;
 use super::writer::{Ask, Desk, Opener, Reply, Writer};
 use crate::clock::Clock;
 use crate::config::LedgerConfig;
-use crate::sync::{self, Arc, ThreadHandle};
+use crate::sync::{self, Arc, Ordering, ThreadHandle};
 
 /// Messages that may wait for the ledger thread; a further sender waits for its turn.
 const COMMANDS_MAX: usize = 64;
@@ -270,8 +270,12 @@ impl Ledger {
     }
 
     async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, LedgerError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         self.commands.send_async(command(reply)).await.map_err(|_| LedgerError::Closed)?;
+        // Acquire: pairs with the Release in `Core::drop`; see `Shown::ended`.
+        if self.shown.ended.load(Ordering::Acquire) {
+            return answer.try_recv().unwrap_or(Err(LedgerError::Closed));
+        }
         answer.await.map_err(|_| LedgerError::Closed)?
     }
 }

@@ -69,8 +69,11 @@ pub(super) fn token_counts(view: &dyn Read, names: &Dictionary) -> Result<Vec<To
     Ok(counts.collect())
 }
 
-/// Every (node, model) that had tokens and its place in the order of first sight.
-pub(super) fn pairs(view: &dyn Read) -> Result<Vec<((StoredId, StoredId), u32)>, StoreError> {
+/// A (node, model) that had tokens and its place in the order of first sight.
+pub(super) type PlacedPair = ((StoredId, StoredId), u32);
+
+/// Every (node, model) that had tokens.
+pub(super) fn pairs(view: &dyn Read) -> Result<Vec<PlacedPair>, StoreError> {
     let mut pairs = Vec::new();
     view.scan(Table::Pairs, ALL.0, ALL.1, Order::Ascending, &mut |key, value| {
         if let (Some([node, model]), Some([place])) = (series::split(key), series::split(value)) {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use tokio::sync::oneshot;
 
 use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount};
-use super::dictionary::{Dictionary, Kind};
+use super::dictionary::Dictionary;
 use super::fold::Batch;
 use super::ledger::LedgerError;
 use super::memory::{Layered, MemoryStore};
@@ -67,7 +67,9 @@ impl Ask {
 /// Work for the store thread.
 #[derive(Debug)]
 pub enum Job {
-    /// Write these rows (opening the store if it is not open); an empty batch only opens.
+    /// Open the store, if it is not open.
+    Open,
+    /// Write these rows.
     Write(Batch),
     /// Answer, with rows that are not written yet laid over the store.
     Ask(Batch, Ask),
@@ -102,17 +104,10 @@ pub struct Folded {
 /// What the store thread says of a job.
 #[derive(Debug)]
 pub enum Report {
-    /// The batch that was to be written; its bases are filled in as far as they were read.
-    Written {
-        /// The batch.
-        batch: Batch,
-        /// Whether it is stored.
-        result: Result<(), LedgerError>,
-        /// Set when the store was opened for it.
-        opened: Option<Opened>,
-        /// Whether a transaction was committed (nothing is written when nothing changed).
-        committed: bool,
-    },
+    /// The opening; `None` if it was open already.
+    Opened(Result<Option<Opened>, LedgerError>),
+    /// The batch that was to be written, its bases filled in as far as they were read, and whether it is stored.
+    Written(Batch, Result<(), LedgerError>),
     /// A slice of a fold.
     Folded(Result<Folded, LedgerError>),
     /// The sync.
@@ -127,7 +122,7 @@ pub struct Writer {
     dictionary: Dictionary,
     /// (node, model) that had tokens, and their places in the order of first sight.
     pairs: HashSet<(StoredId, StoredId)>,
-    pairs_unsaved: Vec<((StoredId, StoredId), u32)>,
+    pairs_unsaved: Vec<query::PlacedPair>,
     folded_before: UnixMinute,
 }
 
@@ -138,7 +133,7 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// A writer that opens its store with `opener`, at the latest when something is to be written.
+    /// A writer that opens its store with `opener` when told to.
     #[must_use]
     pub fn new(names: Arc<Names>, opener: Opener) -> Self {
         Self {
@@ -184,24 +179,16 @@ impl Writer {
 
     /// Writes a batch: all of it or nothing. Fills in the bases that were not known; with them a batch that failed can
     /// be given again without doubling anything.
-    fn write(&mut self, batch: &mut Batch) -> Result<(Option<Opened>, bool), (Option<Opened>, LedgerError)> {
-        let opened = self.open().map_err(|error| (None, error))?;
-        if batch.rows.is_empty() {
-            return Ok((opened, false));
-        }
-        let Some(mut store) = self.store.take() else { return Err((opened, LedgerError::Closed)) };
+    fn write(&mut self, batch: &mut Batch) -> Result<(), LedgerError> {
+        let Some(mut store) = self.store.take() else { return Err(not_open()) };
         let result = self.prepare(batch, &*store).and_then(|writes| store.commit(&writes));
         if !matches!(result, Err(StoreError::Broken(_))) {
             self.store = Some(store);
         }
-        match result {
-            Ok(()) => {
-                self.dictionary.saved();
-                self.pairs_unsaved.clear();
-                Ok((opened, true))
-            }
-            Err(error) => Err((opened, ledger_error(&error))),
-        }
+        result.map_err(|error| ledger_error(&error))?;
+        self.dictionary.saved();
+        self.pairs_unsaved.clear();
+        Ok(())
     }
 
     /// Turns a batch into writes: reads missing bases, gives out ids, and writes `base + delta` wherever it belongs.
@@ -279,9 +266,7 @@ impl Writer {
     /// A minute is taken from the minutes and added to its day in one transaction, so a request stands in exactly one
     /// of the two at any time and folding again finds nothing to add.
     fn fold(&mut self, job: FoldJob) -> Result<Folded, LedgerError> {
-        let Some(mut store) = self.store.take() else {
-            return Err(LedgerError::Unavailable { reason: "the store is not open".into() });
-        };
+        let Some(mut store) = self.store.take() else { return Err(not_open()) };
         let result = self.fold_in(job, &mut *store);
         if !matches!(result, Err(StoreError::Broken(_))) {
             self.store = Some(store);
@@ -317,12 +302,6 @@ impl Writer {
         store.commit(&fold_writes(&minutes, folded.folded_before, store)?)?;
         self.folded_before = folded.folded_before;
         Ok(folded)
-    }
-
-    /// The name of a stored model: for tests of renumbered configurations.
-    #[must_use]
-    pub fn model_name(&self, id: StoredId) -> Arc<str> {
-        self.dictionary.name(Kind::Model, id)
     }
 }
 
@@ -398,6 +377,10 @@ fn put_day(writes: &mut Writes, day: u32, party: StoredParty, row: &Row) {
     writes.put(Table::DaysByModel, &series::by_model(day, party), &bytes);
 }
 
+fn not_open() -> LedgerError {
+    LedgerError::Unavailable { reason: "the store is not open".into() }
+}
+
 fn ledger_error(error: &StoreError) -> LedgerError {
     LedgerError::Unavailable { reason: error.to_string() }
 }
@@ -434,24 +417,26 @@ impl Desk {
         found
     }
 
-    /// Gives up the writer, and with it the store.
-    #[must_use]
-    pub fn into_writer(self) -> Writer {
-        self.writer
-    }
-
     fn work(&mut self, job: Job) {
         let report = match job {
-            Job::Write(mut batch) => match self.writer.write(&mut batch) {
-                Ok((opened, committed)) => Report::Written { batch, result: Ok(()), opened, committed },
-                Err((opened, error)) => Report::Written { batch, result: Err(error), opened, committed: false },
-            },
+            Job::Open => Report::Opened(self.writer.open()),
+            Job::Write(mut batch) => {
+                let result = self.writer.write(&mut batch);
+                Report::Written(batch, result)
+            }
             Job::Ask(unwritten, ask) => return self.writer.ask(unwritten, ask),
             Job::Fold(job) => Report::Folded(self.writer.fold(job)),
             Job::Sync => Report::Synced(self.writer.sync()),
         };
         // The ledger thread may have given up on us: then nobody needs to know.
         let _ = self.reports.send(report);
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        // Questions left in the channel would otherwise wait for as long as the other end lives.
+        self.jobs.drain().for_each(drop);
     }
 }
 
