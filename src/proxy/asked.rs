@@ -2,12 +2,17 @@
 //!
 //! Owns what it keeps, so that the body can be sent while it lives. Must never refuse: what cannot be read is marked so.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, Method};
 
 use crate::dialect::Route;
+use crate::fleet::Target;
+use crate::http1::{RequestHead, encode_request};
 use crate::proxy::inject::{self, Splice};
+use crate::proxy::upstream::Outgoing;
 use crate::proxy::{headers, scan};
 
 /// A request, ready to be planned and sent.
@@ -91,6 +96,29 @@ impl Asked {
     #[must_use]
     pub fn model_name(&self) -> &str {
         self.model.as_deref().unwrap_or_default()
+    }
+
+    /// The same for one node: its path, host and key around this body, encoded into `head`.
+    #[must_use]
+    pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, body: Bytes) -> Outgoing {
+        let path: Cow<'_, str> = if target.base_path.is_empty() {
+            (&*self.target).into()
+        } else {
+            format!("{}{}", target.base_path, self.target).into()
+        };
+        let carries_body = self.method != Method::GET && self.method != Method::HEAD;
+        encode_request(
+            &mut head,
+            &RequestHead {
+                method: &self.method,
+                target: &path,
+                host: &target.host,
+                headers: &self.headers,
+                bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
+                content_length: carries_body.then_some(body.len() as u64),
+            },
+        );
+        Outgoing::new(&self.method, head, body)
     }
 
     /// Only a node that speaks Ollama's own API can serve it.

@@ -15,7 +15,7 @@ use http::{Response, StatusCode};
 use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
-use crate::http1::{Framing, RequestHead, ResponseHead, encode_request};
+use crate::http1::{Framing, ResponseHead};
 use crate::ids::{ModelId, NodeId};
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
@@ -182,6 +182,7 @@ fn injects(local: &Local, asked: &Asked, kind: NodeKind) -> bool {
     wanted && asked.route == Route::V1Chat && kind == NodeKind::Ollama && asked.splice.is_some()
 }
 
+/// The request for one node, with usage asked for on behalf of the client where that is wanted.
 fn outgoing(local: &Local, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
     let body = match &asked.splice {
         Some(Splice { at, insert }) if injected => {
@@ -190,26 +191,7 @@ fn outgoing(local: &Local, asked: &Asked, reserved: &Reserved, injected: bool) -
         }
         _ => asked.body.clone(),
     };
-    let target = &reserved.target;
-    let mut head = local.upstreams.buffer();
-    let path: std::borrow::Cow<'_, str> = if target.base_path.is_empty() {
-        (&*asked.target).into()
-    } else {
-        format!("{}{}", target.base_path, asked.target).into()
-    };
-    let carries_body = !(asked.method == http::Method::GET || asked.method == http::Method::HEAD);
-    encode_request(
-        &mut head,
-        &RequestHead {
-            method: &asked.method,
-            target: &path,
-            host: &target.host,
-            headers: &asked.headers,
-            bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
-            content_length: carries_body.then_some(body.len() as u64),
-        },
-    );
-    Outgoing::new(&asked.method, head, body)
+    asked.outgoing(&reserved.target, local.upstreams.buffer(), body)
 }
 
 /// No head came: what that says of the node, and whether its slot loads any more.

@@ -12,7 +12,6 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::config::NodeKind;
 use crate::error::ProxyError;
 use crate::fleet::Target;
-use crate::http1::{RequestHead, encode_request};
 use crate::ids::NodeId;
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
@@ -24,7 +23,6 @@ use crate::proxy::local::Local;
 use crate::proxy::reserve::no_node;
 use crate::proxy::tail::TailReport;
 use crate::proxy::ticket::Ticket;
-use crate::proxy::upstream::Outgoing;
 use crate::sync::{Arc, spawn_local};
 use crate::usage::Ending;
 
@@ -57,7 +55,13 @@ pub(super) async fn everywhere(
     let (answers, arriving) = flume::bounded(nodes.len());
     for (node, target) in nodes {
         ticket.node = node;
-        let exchange = local.upstreams.begin(node, &target, request(local, asked, &target), Hold(None), Leave::Close);
+        let exchange = local.upstreams.begin(
+            node,
+            &target,
+            asked.outgoing(&target, local.upstreams.buffer(), asked.body.clone()),
+            Hold(None),
+            Leave::Close,
+        );
         let answers = answers.clone();
         let reports = local.reports.clone();
         spawn_local(async move {
@@ -99,23 +103,6 @@ fn targets(local: &Local, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Arc<
         }
         nodes
     })
-}
-
-fn request(local: &Local, asked: &Asked, target: &Target) -> Outgoing {
-    let mut head = local.upstreams.buffer();
-    let path = format!("{}{}", target.base_path, asked.target);
-    encode_request(
-        &mut head,
-        &RequestHead {
-            method: &asked.method,
-            target: &path,
-            host: &target.host,
-            headers: &asked.headers,
-            bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
-            content_length: Some(asked.body.len() as u64),
-        },
-    );
-    Outgoing::new(&asked.method, head, asked.body.clone())
 }
 
 async fn answer(mut exchange: crate::proxy::upstream::Exchange<Hold>) -> Option<Answer> {
