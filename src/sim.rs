@@ -11,6 +11,16 @@
 //! or the spec's default. A top-level object `sim` in any inference body, which real servers ignore, sets more:
 //! `{"sim":{"tokens":64,"prompt":100,"first_ms":5,"pace_ms":2.5,"burst":16}}` gives 64 tokens for a prompt of 100,
 //! the first after 5 ms, 16 of them every 40 ms. Without any pace a stream leaves in writes of up to 64 chunks.
+//!
+//! # What is not played
+//!
+//! - The prompt cache: every prompt takes its full time. Truncation keeps a prompt's count at the context's size.
+//! - MLX runners, adapters, GPU discovery, the stall of everything while a runner is unloaded, stepping down of contexts
+//!   after an out-of-memory load, the stall time-out of a load.
+//! - A busy runner that is to make room stays marked, also when a request brings a new keep-alive.
+//! - The cloud: names with a cloud suffix are refused as by a node that is offline, or that has the cloud switched off.
+//! - Pulls take one pause and push always fails; a created model has the abilities of the one it came from.
+//! - Log probabilities, vectors and token ids mean nothing, but are the same for the same input.
 
 mod ask;
 mod ask_v1;
