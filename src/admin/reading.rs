@@ -156,7 +156,7 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         now,
         started_unix_ms: shared.clock.unix_ms().saturating_sub(now),
         sums: shared.meters.sums(),
-        tallies: Tally::ALL.map(|tally| (tally, tallied(shared, tally))).to_vec(),
+        tallies: shown().map(|tally| (tally, tallied(shared, tally))).collect(),
         nodes: nodes(shared),
         pairs: pairs(shared),
         queues: queues(shared),
@@ -174,6 +174,18 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
     }
 }
 
+/// Tallies that somebody counts; the others would stand there as zeros that mean nothing.
+pub(crate) fn shown() -> impl Iterator<Item = Tally> {
+    const UNCOUNTED: [Tally; 5] = [
+        Tally::NodeConnectionsOpened,
+        Tally::NodeConnectionsClosed,
+        Tally::NodeConnectionsReused,
+        Tally::Detached,
+        Tally::Lingered,
+    ];
+    Tally::ALL.into_iter().filter(|tally| !UNCOUNTED.contains(tally))
+}
+
 /// What accepting did is written to the gauges, which handing over reads; everything else to the meters.
 fn tallied(shared: &Shared, tally: Tally) -> u64 {
     let gauges = |figure: fn(&WorkerGauges) -> u64| shared.gauges.iter().map(|worker| figure(worker)).sum::<u64>();
@@ -184,6 +196,7 @@ fn tallied(shared: &Shared, tally: Tally) -> u64 {
         Tally::ConnectionsClosed => gauges(accepted).saturating_sub(u64::from(shared.connections())),
         Tally::HandedOver => gauges(|worker| worker.handed_over.load(Ordering::Relaxed)),
         Tally::AcceptPauses => gauges(|worker| worker.accept_waits.load(Ordering::Relaxed)),
+        Tally::LogDropped => shared.access.lost(),
         tally => shared.meters.tally(tally),
     }
 }
