@@ -10,8 +10,10 @@ use serde_json::{Map, Value, json};
 use super::reading::{NodeReading, PairReading};
 use super::{Answer, error, reading};
 use crate::config::NodeKind;
+use crate::dialect::name;
 use crate::live::EventStream;
 use crate::shared::Shared;
+use crate::sync::Arc;
 use crate::usage::Tokens;
 use crate::usage::answers::{ModelStats, TokenCount};
 use crate::usage::ledger::LedgerError;
@@ -220,34 +222,46 @@ fn config_entry(node: &NodeReading) -> Value {
 /// `GET /api/ps_details`: what is loaded where, one entry per node and model; Ollama nodes first.
 #[must_use]
 pub fn ps_details(shared: &Shared) -> Answer {
-    let conflicts = reading::conflicts(shared);
-    Answer::json(ps_details_text(&reading::nodes(shared), &|model| conflicts.contains(model)))
+    let snapshot = shared.fleet.load();
+    let known = |name: &str| {
+        let model = snapshot.models.get(&name::key(name))?;
+        Some(Known { name: model.name.clone(), conflict: model.conflict })
+    };
+    Answer::json(ps_details_text(&reading::nodes(shared), &known))
 }
 
-fn ps_details_text(nodes: &[NodeReading], conflicts: &dyn Fn(&str) -> bool) -> String {
+/// What the fleet knows of a name.
+struct Known {
+    /// Its name in ledger and usage.
+    name: Arc<str>,
+    /// Nodes disagree about its digest.
+    conflict: bool,
+}
+
+fn ps_details_text(nodes: &[NodeReading], known: &dyn Fn(&str) -> Option<Known>) -> String {
     let up = || nodes.iter().filter(|node| node.up);
     let mut entries = Vec::new();
     for node in up().filter(|node| node.kind == NodeKind::Ollama) {
-        entries.extend(node.ps.entries.iter().filter_map(|entry| with_node(entry, &node.name, conflicts)));
+        entries.extend(node.ps.entries.iter().filter_map(|entry| with_node(entry, &node.name, known)));
     }
     for node in up().filter(|node| node.kind == NodeKind::OpenAi && node.llama) {
-        entries.extend(node.ps.entries.iter().filter_map(|entry| llama_entry(entry, &node.name)));
+        entries.extend(node.ps.entries.iter().filter_map(|entry| llama_entry(entry, &node.name, known)));
     }
     format!("{{\"models\":[{}]}}", entries.join(","))
 }
 
 /// A node's own entry, unchanged, and `endpoint` as its last key. Anything but an object is left out.
-fn with_node(entry: &RawValue, node: &str, conflicts: &dyn Fn(&str) -> bool) -> Option<String> {
+fn with_node(entry: &RawValue, node: &str, known: &dyn Fn(&str) -> Option<Known>) -> Option<String> {
     let open = entry.get().trim().strip_suffix('}')?.trim_end();
     let separator = if open == "{" { "" } else { "," };
     let parsed: Value = serde_json::from_str(entry.get()).ok()?;
     let name = parsed.get("name").or_else(|| parsed.get("model")).and_then(Value::as_str).unwrap_or_default();
-    let flag = if conflicts(name) { "\"digest_conflict\":true," } else { "" };
+    let flag = if known(name).is_some_and(|known| known.conflict) { "\"digest_conflict\":true," } else { "" };
     Some(format!("{open}{separator}{flag}\"endpoint\":{}}}", Value::from(node)))
 }
 
 /// A loaded model of a llama.cpp server, in the ancestor's shape; `name` is the ledger's name for it.
-fn llama_entry(entry: &RawValue, node: &str) -> Option<String> {
+fn llama_entry(entry: &RawValue, node: &str, known: &dyn Fn(&str) -> Option<Known>) -> Option<String> {
     let model: Value = serde_json::from_str(entry.get()).ok()?;
     let id = model.get("id")?.as_str()?;
     let field = |key: &str| model.get(key).cloned().unwrap_or(Value::Null);
@@ -262,7 +276,7 @@ fn llama_entry(entry: &RawValue, node: &str) -> Option<String> {
         .and_then(|last| last.split_once(':'))
         .map_or_else(|| json!({}), |(_, quantization)| json!({ "quantization_level": quantization }));
     let mut shown = json!({
-        "name": id, "id": id, "original_name": id, "digest": "", "details": details, "endpoint": node,
+        "name": &*known(id).map_or_else(|| id.into(), |known| known.name), "id": id, "original_name": id, "digest": "", "details": details, "endpoint": node,
         "status": status, "created": field("created"), "owned_by": field("owned_by"),
     });
     if !status.is_string() {

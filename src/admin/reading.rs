@@ -3,7 +3,7 @@
 //! Every figure is a sum of counters or a field of the Snapshot; nothing is waited for. Two looks may differ by what
 //! happened in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::metrics::Reading;
 use crate::config::NodeKind;
@@ -139,12 +139,6 @@ pub(crate) fn totals(base: &[TokenCount], pairs: &[PairReading]) -> Vec<TokenCou
         totals[place].estimated = totals[place].estimated.plus(pair.estimated);
     }
     totals
-}
-
-/// Display names whose nodes disagree about the digest.
-pub(crate) fn conflicts(shared: &Shared) -> BTreeSet<Arc<str>> {
-    let snapshot = shared.fleet.load();
-    snapshot.models.values().filter(|model| model.conflict).map(|model| model.name.clone()).collect()
 }
 
 /// All that `/metrics` shows.

@@ -4,7 +4,6 @@ use super::*;
 use crate::admin::reading::tests::{node, pair};
 use crate::fleet::NodePs;
 use crate::ids::UnixMinute;
-use crate::sync::Arc;
 use crate::usage::answers::SeriesPoint;
 
 const A: &str = "http://127.0.0.1:21000";
@@ -124,8 +123,8 @@ fn ps_details_splices_the_node_and_changes_nothing_else() {
     let entry = r#"{ "name":"llama3:latest", "size":6654289920.0,"unknown":{"a":[1]} }"#;
     let nodes = [NodeReading { ps: loaded(&[entry, "{}", "[]"]), ..node(A, true) }];
     let text = r#"{"models":[{ "name":"llama3:latest", "size":6654289920.0,"unknown":{"a":[1]},"endpoint":"http://127.0.0.1:21000"},{"endpoint":"http://127.0.0.1:21000"}]}"#;
-    assert_eq!(ps_details_text(&nodes, &|_| false), text);
-    let flagged = ps_details_text(&nodes, &|name| name == "llama3:latest");
+    assert_eq!(ps_details_text(&nodes, &|_| None), text);
+    let flagged = ps_details_text(&nodes, &|name| Some(Known { name: name.into(), conflict: name == "llama3:latest" }));
     let parsed: Value = serde_json::from_str(&flagged).unwrap();
     assert_eq!(parsed["models"][0]["digest_conflict"], true);
     assert_eq!(parsed["models"][0].as_object().unwrap().keys().next_back().unwrap(), "endpoint");
@@ -149,10 +148,11 @@ fn ps_details_leaves_failed_nodes_out_and_puts_llama_last() {
         NodeReading { ps: loaded(&["{\"name\":\"m\"}"]), ..node(A, true) },
         llama(false, &[plain]),
     ];
-    let parsed: Value = serde_json::from_str(&ps_details_text(&nodes, &|_| false)).unwrap();
+    let known = |name: &str| (name == "plain").then(|| Known { name: "plain:latest".into(), conflict: false });
+    let parsed: Value = serde_json::from_str(&ps_details_text(&nodes, &known)).unwrap();
     let names: Vec<_> =
         parsed["models"].as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["m", "unsloth/gpt-oss-20b-GGUF:F16", "plain"]);
+    assert_eq!(names, ["m", "unsloth/gpt-oss-20b-GGUF:F16", "plain:latest"], "the names of the ledger");
     let text = r#"{"name":"unsloth/gpt-oss-20b-GGUF:F16","id":"unsloth/gpt-oss-20b-GGUF:F16","original_name":"unsloth/gpt-oss-20b-GGUF:F16","digest":"","details":{"quantization_level":"F16"},"endpoint":"http://127.0.0.1:21501/v1","status":{"value":"loaded","args":["llama-server","--port","1"],"preset":"[x]"},"created":1,"owned_by":"llamacpp","llama_status_args":["llama-server","--port","1"],"llama_status_preset":"[x]","context_length":8192}"#;
     assert_eq!(parsed["models"][1].to_string(), text);
 }
