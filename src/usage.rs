@@ -1,4 +1,4 @@
-//! Accounting: one [`Outcome`] per request, handed to the worker's [`Recorder`], which never waits.
+//! Accounting: one [`Outcome`] per request, handed to the worker's [`recorder::Recorder`], which never waits.
 //!
 //! The recorder bumps the worker's own counters ([`counters`]) and pushes one event on the worker's ring; the ledger
 //! thread ([`ledger`]) drains the rings each tick, folds events into rows by (minute, node, model, key) and hands

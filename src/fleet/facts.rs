@@ -2,7 +2,7 @@
 //! Snapshots and the state of cells come out.
 //!
 //! Called by [`crate::fleet::poll`], which does the I/O; tests call it with answers of their own. The Snapshot itself is
-//! put together in [`crate::fleet::build`]. Must never wait or read a clock.
+//! put together in `fleet::build`. Must never wait or read a clock.
 
 use crate::clock::Millis;
 use crate::config::{Config, NodeConfig};

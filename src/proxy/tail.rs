@@ -4,7 +4,7 @@
 //! at the end. Must never change or hold what passes, keep more than 2 KiB of it, nor take the model's text for a count.
 //!
 //! A stream is short lines: the last 2 KiB of them are kept (a copy and a newline count a chunk), and the last few are
-//! read at the end. What such a window cannot hold is read as it passes, by a [`probe`] that keeps only numbers: a line
+//! read at the end. What such a window cannot hold is read as it passes, by a `probe` that keeps only numbers: a line
 //! beyond [`LONG_LINE_BYTES`] (a final object with a long `context`, a `response.completed` that repeats the whole
 //! answer), the first event of the typed dialects (llama.cpp counts the input there), and an answer that is one JSON
 //! value, where `usage` may stand before, between or after parts of any length.

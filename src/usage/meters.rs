@@ -91,7 +91,7 @@ figures! {
     }
 }
 
-/// Buckets of a [`Histogram`]: bucket `i` counts values below `2^i` microseconds and not below `2^(i-1)`; 2^36 us is
+/// Buckets of a histogram: bucket `i` counts values below `2^i` microseconds and not below `2^(i-1)`; 2^36 us is
 /// 19 hours, the last bucket takes the rest.
 pub const BUCKETS: usize = 38;
 
