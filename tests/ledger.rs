@@ -414,6 +414,33 @@ fn an_idle_ledger_takes_the_store_too() {
 }
 
 #[test]
+fn i8_memory_is_bounded_while_no_store_can_be_had_and_sums_stay_exact() {
+    let (disk, clock) = (Disk::default(), Clock::manual(NOON));
+    disk.refuse(Some(LedgerError::Unavailable { reason: "no space left on device".into() }));
+    let mut rig = Rig::start_with(disk.opener(), names(), &clock, |links| links.rows_max = 100);
+    for event in 0..3000 {
+        let (node, model) = (NodeId(event % 2), ModelId(2 + event % 3));
+        rig.record(0, &Outcome { node, model, ..outcome(&clock) });
+        rig.tick();
+        clock.advance(20_000);
+    }
+    let health = rig.health();
+    assert!(health.rows <= 100 && health.minutes_folded_early > 500, "{health:?}");
+    assert_eq!((health.events, health.events_lost), (3000, 0));
+    assert!(health.unwritten_age(clock.now()) + 100 >= clock.now(), "as old as the first of them: {health:?}");
+    // A flush asked for before rows moved to their day waits for them there.
+    disk.refuse(None);
+    clock.advance(1000);
+    rig.flush().unwrap();
+    rig.shutdown().unwrap();
+    let mut rig = Rig::start(disk.opener(), names(), &clock);
+    let kept: u64 = rows(&mut rig, DAYS).iter().map(|row| row.row.requests_total()).sum();
+    let minutes: u64 = requests_by_minute(&mut rig).values().sum();
+    assert_eq!((kept + minutes, total(&mut rig).requests_total()), (3000, 3000));
+    assert_eq!(total(&mut rig).exact, tokens(9000, 15_000));
+}
+
+#[test]
 fn i11_a_clean_end_loses_nothing_even_without_power() {
     let (disk, clock) = (Disk::default(), Clock::manual(NOON));
     let mut rig = Rig::start(disk.opener(), names(), &clock);

@@ -74,6 +74,9 @@ use crate::sync::{self, Arc, Ordering, ThreadHandle};
 const COMMANDS_MAX: usize = 64;
 /// Jobs that may wait for the store thread: one batch, and questions.
 const JOBS_MAX: usize = 64;
+/// How often, and how many times, the end of the threads is looked for.
+const JOIN_LOOK: Duration = Duration::from_millis(10);
+const JOIN_LOOKS: u32 = 200;
 /// Days that `fold` keeps when it is asked for none.
 const FOLD_DAYS: u64 = 30;
 const DAY_MS: u64 = 86_400_000;
@@ -149,11 +152,15 @@ pub struct LedgerThreads {
 }
 
 impl LedgerThreads {
-    /// Waits until both threads have ended. Blocks, for as long as the disk does: call it last, from `main`.
+    /// Waits until both threads have ended, at most 2 s: a dead disk holds the store thread for ever, and must not hold
+    /// the end of the process. Blocks: call it last, from `main`.
     pub fn join(self) {
-        // A thread that panicked has said so on stderr; there is nothing left to save here.
-        let _ = self.ledger.join();
-        let _ = self.store.join();
+        for _ in 0..JOIN_LOOKS {
+            if self.ledger.is_finished() && self.store.is_finished() {
+                break;
+            }
+            sync::sleep(JOIN_LOOK);
+        }
     }
 }
 

@@ -163,3 +163,27 @@ fn a_fold_of_a_failing_store_is_refused_and_leaves_it_alone() {
     let kept = requests_by_minute(&mut rig).values().sum::<u64>() + requests_by_day(&mut rig).values().sum::<u64>();
     assert_eq!((kept, total(&mut rig).requests_total()), (323, 323));
 }
+
+#[test]
+fn old_minutes_fold_on_their_own_each_hour() {
+    let disk = Disk::default();
+    let rig = forty_days(&disk);
+    let clock = rig.clock.clone();
+    rig.shutdown().unwrap();
+    let after = std::time::Duration::from_secs(10 * 86_400);
+    let mut rig = Rig::start_with(disk.opener(), names(), &clock, |links| links.fold_after = after);
+    rig.tick();
+    assert_eq!(requests_by_day(&mut rig).len(), 0, "not at the very start");
+    for _ in 0..6 {
+        clock.advance(20_000);
+        rig.tick();
+    }
+    assert_eq!(requests_by_day(&mut rig).len(), 30);
+    let commits = disk.tried().0;
+    for _ in 0..40 {
+        clock.advance(3 * 60_000);
+        rig.tick();
+    }
+    assert_eq!(disk.tried().0, commits, "an hour later there is nothing to fold, and nothing is written");
+    assert_eq!(total(&mut rig).requests_total(), 320);
+}

@@ -141,6 +141,25 @@ fn a_held_store_that_is_not_required_is_taken_when_it_is_freed() {
 }
 
 #[test]
+fn a_store_that_is_not_required_may_be_held_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(NOON);
+    let holder = Rig::start(lmdb(dir.path()), names(), &clock);
+    holder.record(0, &outcome(&clock));
+    let rings = Ring::for_workers(1, 64);
+    let (ledger, threads) = Ledger::start(setup(Some(dir.path()), false, &rings)).unwrap();
+    assert!(ledger.health().degraded());
+    Recorder::new(WorkerId(0), rings[0].clone(), Arc::new(Meters::new(1))).record(&outcome(&clock), None);
+    assert!(matches!(wait(ledger.flush()), Err(LedgerError::Held { .. })), "a flush tries at once");
+    holder.shutdown().unwrap();
+    wait(ledger.flush()).unwrap();
+    assert_eq!(wait(ledger.rows(Span::Totals)).unwrap()[0].row.requests[0], 2);
+    assert_eq!((ledger.health().degraded(), ledger.base()[0].tokens()), (false, tokens(3, 5)));
+    wait(ledger.shutdown()).unwrap();
+    threads.join();
+}
+
+#[test]
 #[ignore = "a child of a_short_address_space_halves_the_map"]
 fn child_short_of_address_space() {
     use rustix::process::{Resource, Rlimit, setrlimit};

@@ -14,7 +14,6 @@ use herdgate::ids::WorkerId;
 use herdgate::usage::Outcome;
 use herdgate::usage::answers::Health;
 use herdgate::usage::core::{Command, Core, Links, Next, Shown};
-use herdgate::usage::fold::ROWS_MAX;
 use herdgate::usage::ledger::LedgerError;
 use herdgate::usage::memory::MemoryStore;
 use herdgate::usage::meters::Meters;
@@ -163,11 +162,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// A ledger of two workers over this store; opens it as the start does.
     pub(crate) fn start(opener: Opener, names: Names, clock: &Clock) -> Self {
-        Self::start_with(opener, names, clock, ROWS_MAX)
+        Self::start_with(opener, names, clock, |_| {})
     }
 
-    /// As [`Rig::start`], with a bound on rows in memory.
-    pub(crate) fn start_with(opener: Opener, names: Names, clock: &Clock, rows_max: usize) -> Self {
+    /// As [`Rig::start`], with other bounds.
+    pub(crate) fn start_with(opener: Opener, names: Names, clock: &Clock, adjust: impl FnOnce(&mut Links)) -> Self {
         let (names, rings) = (Arc::new(names), Ring::for_workers(2, 4096));
         let meters = Arc::new(Meters::new(2));
         let recorders = rings
@@ -180,7 +179,8 @@ impl Rig {
         let (commands, commands_rx) = flume::bounded(64);
         let (jobs, jobs_rx) = flume::bounded(64);
         let (reports_tx, reports) = flume::bounded(64);
-        let links = Links { rows_max, ..Links::new((rings, clock.clone()), commands_rx, (jobs, reports)) };
+        let mut links = Links::new((rings, clock.clone()), commands_rx, (jobs, reports));
+        adjust(&mut links);
         let shown = links.shown.clone();
         let core = Core::new(links, opened);
         let desk = Desk::new(writer, jobs_rx, reports_tx);
