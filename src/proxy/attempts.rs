@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, RETRY_AFTER};
 use http::{Response, StatusCode};
 
 use crate::config::{NodeKind, UsageInjection};
@@ -27,6 +27,7 @@ use crate::proxy::local::Client;
 use crate::proxy::local::Local;
 use crate::proxy::plan::Plan;
 use crate::proxy::reserve::{Reserved, TRIES_MAX, Tried, reserve};
+use crate::proxy::retry_after;
 use crate::proxy::stream::{Parts, TailBody};
 use crate::proxy::tail::{RequestFacts, Tail};
 use crate::proxy::ticket::Ticket;
@@ -38,6 +39,9 @@ use crate::usage::meters::Tally;
 
 /// The text of a node's error answer that is read before deciding about a retry, at most.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// When a client may come back to nodes that are all busy, milliseconds.
+const BUSY_MS: u64 = 5_000;
 
 /// Texts of a 500 that speak of the node's state, not of the request. Source: Ollama v0.33, llm/ and server/.
 const NODES_FAULT: [&str; 9] = [
@@ -71,6 +75,12 @@ struct Buffered {
     body: Bytes,
 }
 
+impl Buffered {
+    fn is_not_found(&self) -> bool {
+        self.head.status == StatusCode::NOT_FOUND
+    }
+}
+
 /// Sends the request until a node answers.
 ///
 /// # Errors
@@ -82,14 +92,13 @@ pub(super) async fn run(
     plan: &Plan,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
     let local = client.local.clone();
-    let mut tried = Tried::default();
     let mut broke = 0_u32;
-    let mut kept: Option<Buffered> = None;
+    let mut seen = Seen::default();
     local.retries.borrow_mut().note_request(local.clock.now());
     loop {
-        let reserved = match reserve(client, &mut ticket, asked, plan, &tried).await {
+        let reserved = match reserve(client, &mut ticket, asked, plan, &seen.tried).await {
             Ok(reserved) => reserved,
-            Err(error) => return exhausted(ticket, asked, kept, &tried, error),
+            Err(error) => return exhausted(client, ticket, asked, plan, seen, error),
         };
         if reserved.kind == NodeKind::OpenAi && !asked.exact_case {
             return Err((ticket, ProxyError::OddKeys));
@@ -100,29 +109,71 @@ pub(super) async fn run(
             Err(failure) => failure,
         };
         ticket = returned;
-        tried.add(node);
-        kept = buffered.or(kept);
+        seen.note(node, fault, buffered);
         broke += u32::from(fault == Fault::Broke);
-        let worth_it = fault != Fault::Ours && tried.len() < TRIES_MAX && broke < 2;
+        let worth_it = fault != Fault::Ours && seen.tried.len() < TRIES_MAX && broke < 2;
         if !worth_it || !local.may_retry() {
             let model = asked.model_name().to_owned();
-            return exhausted(ticket, asked, kept, &tried, ProxyError::Unanswered { model });
+            return exhausted(client, ticket, asked, plan, seen, ProxyError::Unanswered { model });
+        }
+    }
+}
+
+/// What the attempts that failed came to.
+#[derive(Default)]
+struct Seen {
+    tried: Tried,
+    /// Those that said that they do not have the model.
+    lacking: Tried,
+    /// The last whole answer of a node; one that knows the model says more than one that does not.
+    kept: Option<Buffered>,
+}
+
+impl Seen {
+    fn note(&mut self, node: NodeId, fault: Fault, buffered: Option<Buffered>) {
+        self.tried.add(node);
+        if fault == Fault::Lacks {
+            self.lacking.add(node);
+        }
+        let says_more = fault != Fault::Lacks || self.kept.as_ref().is_none_or(Buffered::is_not_found);
+        if says_more && buffered.is_some() {
+            self.kept = buffered;
         }
     }
 }
 
 /// No node is left: the last whole answer of a node, else our own 503.
+///
+/// A node's 404 passes only if every node that might have the model has said so: clients pull on it.
 fn exhausted(
+    client: &Client,
     ticket: Ticket,
     asked: &Asked,
-    kept: Option<Buffered>,
-    tried: &Tried,
+    plan: &Plan,
+    seen: Seen,
     error: ProxyError,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
-    match kept {
-        Some(buffered) => Ok(forward_whole(ticket, asked, buffered)),
-        None if tried.is_empty() || !matches!(error, ProxyError::NodesDown { .. }) => Err((ticket, error)),
-        None => Err((ticket, ProxyError::Unanswered { model: asked.model_name().to_owned() })),
+    let others_have = || {
+        let (Plan::Model(key) | Plan::Details(key) | Plan::Unload(key)) = plan else { return false };
+        client.local.with_snapshot(|snapshot| {
+            let candidates = snapshot.models.get(key).map(|model| model.candidates.iter());
+            candidates.is_some_and(|mut all| all.any(|one| !seen.lacking.nodes().contains(&one.node)))
+        })
+    };
+    let model = asked.model_name().to_owned();
+    match seen.kept {
+        Some(ref kept) if kept.is_not_found() && others_have() => Err((ticket, ProxyError::NodesDown { model })),
+        Some(kept) => {
+            let busy = kept.head.status == StatusCode::SERVICE_UNAVAILABLE;
+            let mut response = forward_whole(ticket, asked, kept);
+            if busy && !response.headers().contains_key(RETRY_AFTER) {
+                let seconds = retry_after(BUSY_MS, client.local.random());
+                response.headers_mut().insert(RETRY_AFTER, seconds.into());
+            }
+            Ok(response)
+        }
+        None if seen.tried.is_empty() || !matches!(error, ProxyError::NodesDown { .. }) => Err((ticket, error)),
+        None => Err((ticket, ProxyError::Unanswered { model })),
     }
 }
 

@@ -72,8 +72,7 @@ pub(super) async fn inbox(local: Rc<Local>, inboxes: Arc<Inboxes>) {
 pub(super) async fn accept(local: Rc<Local>, listener: TcpListener, inboxes: Arc<Inboxes>) {
     let shared = local.shared.clone();
     while shared.phase() < Phase::Draining {
-        let open = shared.connections();
-        if open >= shared.connection_bound {
+        if shared.connections() >= shared.connection_bound {
             pause(&local).await;
             continue;
         }
@@ -84,7 +83,8 @@ pub(super) async fn accept(local: Rc<Local>, listener: TcpListener, inboxes: Arc
         };
         match accepted {
             Ok((stream, _)) => {
-                let reserved = open + RESERVED >= shared.connection_bound;
+                // Counted now: others may have been accepted while this one was waited for.
+                let reserved = shared.connections() + RESERVED >= shared.connection_bound;
                 local.gauges().accepted.fetch_add(1, Ordering::Relaxed);
                 place(&local, &inboxes, stream, reserved);
             }

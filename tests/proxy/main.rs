@@ -1,7 +1,15 @@
 //! The whole proxy in front of a simulated herd, over real sockets: exactness, invariants, bad input, recorded nodes.
 
+#![expect(clippy::disallowed_methods, reason = "drivers of tests run where the test's runtime puts them")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
+mod bounds;
+mod bytes;
 mod exact;
+mod failover;
+mod isolation;
+mod leaving;
 mod minutes;

@@ -97,6 +97,39 @@ impl Client {
         tokio::time::timeout(PATIENCE, self.read(false, body_bytes)).await.expect("the proxy answers in time")
     }
 
+    /// Reads the head of an answer alone; its body follows with [`Client::chunk`].
+    pub async fn begin(&mut self) -> Option<Answer> {
+        tokio::time::timeout(PATIENCE, self.head()).await.expect("the proxy answers in time")
+    }
+
+    /// The next chunk of an answer that has begun; `None` at its end, or where it breaks off.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let mut answer = Answer::default();
+        let read = self.read_chunks(&mut answer, 1);
+        tokio::time::timeout(PATIENCE, read).await.expect("the chunk comes in time");
+        answer.chunks.pop()
+    }
+
+    /// The first line of the next head, an interim one included, which is taken.
+    pub async fn interim(&mut self) -> String {
+        let head = async { while find(&self.spare, b"\r\n\r\n").is_none() && self.more().await {} };
+        tokio::time::timeout(PATIENCE, head).await.expect("the proxy answers in time");
+        let end = find(&self.spare, b"\r\n\r\n").expect("a head");
+        let head = String::from_utf8_lossy(&self.spare[..end]).into_owned();
+        let line = head.lines().next().unwrap_or_default().to_owned();
+        if line.contains(" 100 ") {
+            self.spare.drain(..end + 4);
+        }
+        line
+    }
+
+    /// Everything until the peer closes.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let all = async { while self.more().await {} };
+        tokio::time::timeout(PATIENCE, all).await.expect("the proxy closes in time");
+        std::mem::take(&mut self.spare)
+    }
+
     /// Whether the peer has closed, waiting for it.
     pub async fn is_closed(&mut self) -> bool {
         let mut byte = [0; 1];
@@ -184,7 +217,8 @@ impl Client {
     }
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+/// Where `needle` begins in `haystack`.
+pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 

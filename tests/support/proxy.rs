@@ -85,6 +85,20 @@ impl Proxy {
         slots.map(|candidate| u64::from(candidate.pair.cell.view().in_flight)).sum()
     }
 
+    /// How many nodes have this model loaded, as the proxy knows it.
+    pub fn loaded(&self, name: &str) -> usize {
+        let key = herdgate::dialect::name::key(name);
+        let snapshot = self.shared().fleet.load();
+        let candidates = snapshot.models.get(&key).map(|model| model.candidates.iter());
+        candidates.map_or(0, |all| all.filter(|one| one.pair.cell.view().loaded).count())
+    }
+
+    /// How many requests wait for this model.
+    pub fn waiting(&self, name: &str) -> u32 {
+        let key = herdgate::dialect::name::key(name);
+        self.shared().fleet.load().models.get(&key).map_or(0, |model| model.queue.len())
+    }
+
     /// Drains and ends; the data directory stays for the next.
     pub async fn stop(mut self) -> TempDir {
         let gate = self.gate.take().expect("running");
