@@ -11,5 +11,7 @@ mod bytes;
 mod exact;
 mod failover;
 mod isolation;
+mod kinds;
 mod leaving;
 mod minutes;
+mod waiting;
