@@ -51,7 +51,7 @@ pub struct TailReport {
     /// Generation, nanoseconds.
     pub eval_ns: u64,
     /// The answer said that it is over: `done:true`, `[DONE]`, `message_stop`, `response.completed`, or one whole JSON
-    /// value. Always true on routes whose answers say nothing of the kind (audio, pass-through).
+    /// value. Never true on routes whose answers may be anything (audio, pass-through): there only the framing tells.
     pub complete: bool,
     /// The answer told of an error in band.
     pub error: bool,

@@ -188,6 +188,20 @@ fn what_the_node_does_not_count_is_estimated() {
 }
 
 #[test]
+fn an_answer_that_may_be_anything_is_never_called_complete() {
+    for route in [Route::V1Audio, Route::OtherApi, Route::OtherV1] {
+        for body in
+            ["{\"status\":\"pulling manifest\"}\n", "some text", "{\"text\":\"x\",\"usage\":{\"prompt_tokens\":3}}"]
+        {
+            let said = report(route, false, body.as_bytes());
+            assert_eq!((said.count, said.complete), (Count::Nothing, false), "{body}");
+        }
+    }
+    assert!(report(Route::Show, false, b"{\"details\":{}}").complete);
+    assert!(!report(Route::Show, false, b"{\"details\":{}").complete);
+}
+
+#[test]
 fn an_error_in_band_before_any_text_counts_nothing() {
     for (route, body) in [
         (Route::Chat, "{\"error\":\"boom\"}\n"),

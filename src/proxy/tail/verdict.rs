@@ -37,9 +37,9 @@ pub(super) fn report(route: Route, facts: &Facts, passed: &Passed, request: &Req
 
 /// Whether the answer itself said that it is over.
 fn complete(route: Route, facts: &Facts, passed: &Passed) -> bool {
-    if !route.is_inference() || route == Route::V1Audio {
-        // Whatever it is, only its framing tells.
-        return true;
+    if matches!(route, Route::V1Audio | Route::OtherApi | Route::OtherV1) {
+        // Text, progress, anything: only the framing tells.
+        return false;
     }
     if !passed.stream {
         // More than one value is a stream that was not asked for.
