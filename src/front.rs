@@ -237,8 +237,10 @@ fn refuse_key(client: &Client, handler: Handler<'_>, path: &str, access: Access)
 
 async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
     let head = request.method() == Method::HEAD;
-    let path = request.uri().path().to_owned();
-    let handler = routes::route(request.method(), &path);
+    // Shares hyper's bytes: no copy.
+    let uri = request.uri().clone();
+    let path = uri.path();
+    let handler = routes::route(request.method(), path);
     let response = match handler {
         Handler::Proxy(route) => return crate::proxy::handle(client, route, request, key).await,
         Handler::Identity => return crate::proxy::identity(client, request, key).await,
@@ -248,7 +250,7 @@ async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -
         Handler::NotFound => answer::not_found(),
         Handler::MethodNotAllowed(allow) => answer::method_not_allowed(allow),
         Handler::Redirect => {
-            let (status, clean) = routes::redirect(request.method(), &path);
+            let (status, clean) = routes::redirect(request.method(), path);
             answer::redirect(request.method(), status, &clean, request.uri().query())
         }
         handler => listing::answer(client, handler),

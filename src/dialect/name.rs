@@ -93,27 +93,32 @@ impl Name<'_> {
     /// The routing key (see [`key`]).
     #[must_use]
     pub fn key(&self) -> String {
-        let mut form = String::with_capacity(self.display_bytes() + CLOUD_MARK.len());
+        let mark = if self.source == Source::Cloud { CLOUD_MARK } else { "" };
+        // Exact, so that the boxed form of [`key`] needs no second allocation.
+        let mut form = String::with_capacity(self.display_bytes() + mark.len());
         self.write_display(&mut form);
         form.make_ascii_lowercase();
-        if self.source == Source::Cloud {
-            form.push_str(CLOUD_MARK);
-        }
+        form.push_str(mark);
         form
     }
 
+    /// Host and namespace as far as they are shown.
+    fn shown(&self) -> (Option<&str>, Option<&str>) {
+        let host = Some(self.host).filter(|host| !host.eq_ignore_ascii_case(DEFAULT_HOST));
+        let is_own = |namespace: &&str| host.is_some() || !namespace.eq_ignore_ascii_case(DEFAULT_NAMESPACE);
+        (host, Some(self.namespace).filter(is_own))
+    }
+
     fn display_bytes(&self) -> usize {
-        self.host.len() + self.namespace.len() + self.model.len() + self.tag.len() + 3
+        let (host, namespace) = self.shown();
+        let with_slash = |part: Option<&str>| part.map_or(0, |part| part.len() + 1);
+        with_slash(host) + with_slash(namespace) + self.model.len() + 1 + self.tag.len()
     }
 
     fn write_display(&self, out: &mut String) {
-        let host_shown = !self.host.eq_ignore_ascii_case(DEFAULT_HOST);
-        if host_shown {
-            out.push_str(self.host);
-            out.push('/');
-        }
-        if host_shown || !self.namespace.eq_ignore_ascii_case(DEFAULT_NAMESPACE) {
-            out.push_str(self.namespace);
+        let (host, namespace) = self.shown();
+        for part in [host, namespace].into_iter().flatten() {
+            out.push_str(part);
             out.push('/');
         }
         out.push_str(self.model);

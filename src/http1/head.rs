@@ -10,6 +10,10 @@ use super::{DecodeError, Framing, KeepAlive, ResponseHead};
 /// Header lines of one head. Ollama sends about 5, llama.cpp about 10, relayed cloud answers about 40.
 const LINES_MAX: usize = 128;
 
+/// Lines for which a head's map has room from the start. hyper takes the map of an answer for the client's next
+/// request, which has more lines (SDKs send up to 12): a smaller one would grow, by two allocations.
+const LINES_ROOM: usize = 12;
+
 /// Parses a head at the start of `input`; `None` when it is not complete. The number is the head's length in bytes.
 pub(super) fn parse(input: &[u8], to_head: bool) -> Result<Option<(Box<ResponseHead>, usize)>, DecodeError> {
     let mut lines = [const { MaybeUninit::uninit() }; LINES_MAX];
@@ -35,7 +39,7 @@ pub(super) fn parse(input: &[u8], to_head: bool) -> Result<Option<(Box<ResponseH
 fn header_map(input: &[u8], length: usize, lines: &[httparse::Header<'_>]) -> Result<HeaderMap, DecodeError> {
     let base = input.as_ptr() as usize;
     let shared = Bytes::copy_from_slice(&input[..length]);
-    let mut headers = HeaderMap::with_capacity(lines.len());
+    let mut headers = HeaderMap::with_capacity(lines.len().max(LINES_ROOM));
     for line in lines {
         let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| DecodeError::Head("header name"))?;
         let start = line.value.as_ptr() as usize - base;

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 use crate::dialect::Route;
@@ -22,7 +23,7 @@ pub struct Asked {
     /// Its method.
     pub method: Method,
     /// Path and query for the node, our key cut out.
-    pub target: Box<str>,
+    pub target: PathAndQuery,
     /// Headers for the node.
     pub headers: HeaderMap,
     /// The body, as it came.
@@ -102,7 +103,7 @@ impl Asked {
     #[must_use]
     pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, body: Bytes) -> Outgoing {
         let path: Cow<'_, str> = if target.base_path.is_empty() {
-            (&*self.target).into()
+            self.target.as_str().into()
         } else {
             format!("{}{}", target.base_path, self.target).into()
         };
@@ -133,13 +134,13 @@ fn is_zstd(route: Route, headers: &HeaderMap) -> bool {
     !route.native() && headers.get(CONTENT_ENCODING).is_some_and(|value| value.as_bytes() == b"zstd")
 }
 
-/// Path and query without our key.
-fn target(uri: &http::Uri) -> Box<str> {
-    let query = uri
-        .query()
-        .and_then(|query| if query.contains("api_key") { headers::without_key(query) } else { Some(query.to_owned()) });
-    match query {
-        None => uri.path().into(),
-        Some(query) => format!("{}?{query}", uri.path()).into(),
-    }
+/// Path and query without our key; shares hyper's bytes where there is nothing to cut.
+fn target(uri: &http::Uri) -> PathAndQuery {
+    let whole = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let Some(query) = uri.query().filter(|query| query.contains("api_key")) else { return whole() };
+    let cut = match headers::without_key(query) {
+        Some(query) => format!("{}?{query}", uri.path()),
+        None => uri.path().to_owned(),
+    };
+    cut.try_into().unwrap_or_else(|_| PathAndQuery::from_static("/"))
 }

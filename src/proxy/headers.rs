@@ -29,7 +29,7 @@ pub fn to_node(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
     let mut out = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        if !is_hop_by_hop(name) && !stays_here(name) && !named.contains(&name.as_str().to_owned()) {
+        if !is_hop_by_hop(name) && !stays_here(name) && !is_among(&named, name) {
             out.append(name.clone(), value.clone());
         }
     }
@@ -41,11 +41,7 @@ pub fn to_client(headers: &mut HeaderMap) {
     let named = named_by_connection(headers);
     let drop: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| {
-            is_hop_by_hop(name)
-                || name.as_str().starts_with("access-control-")
-                || named.contains(&name.as_str().to_owned())
-        })
+        .filter(|name| is_hop_by_hop(name) || name.as_str().starts_with("access-control-") || is_among(&named, name))
         .cloned()
         .collect();
     for name in drop {
@@ -58,9 +54,16 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values
         .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| !name.is_empty() && name != "close" && name != "keep-alive")
+        .map(str::trim)
+        .filter(|name| {
+            !name.is_empty() && !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("keep-alive")
+        })
+        .map(str::to_ascii_lowercase)
         .collect()
+}
+
+fn is_among(named: &[String], name: &HeaderName) -> bool {
+    named.iter().any(|named| named == name.as_str())
 }
 
 /// The value of `x-herdgate-max-wait`, in milliseconds.
