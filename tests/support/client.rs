@@ -137,14 +137,8 @@ impl Client {
     }
 
     async fn more(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => false,
-            Ok(count) => {
-                self.spare.extend_from_slice(&buffer[..count]);
-                true
-            }
-        }
+        self.spare.reserve(16 * 1024);
+        matches!(self.stream.read_buf(&mut self.spare).await, Ok(1..))
     }
 
     async fn head(&mut self) -> Option<Answer> {

@@ -63,8 +63,8 @@ impl Proxy {
     }
 
     /// Waits until something holds; fails by name after a minute.
-    pub async fn until<F: Future<Output = bool>>(&self, what: &str, mut holds: impl FnMut() -> F) {
-        eventually(what, || holds()).await;
+    pub async fn until<F: Future<Output = bool>>(&self, what: &str, holds: impl FnMut() -> F) {
+        eventually(what, holds).await;
     }
 
     /// Waits until a model is listed by `/api/tags`.
