@@ -259,10 +259,10 @@ impl Facts {
 
     /// Acts on what changed in one node.
     fn take(&mut self, id: NodeId, change: &Change, now: Now) {
-        self.dirty.models |= change.models;
-        self.memorable |= change.models;
+        self.dirty.models |= change.models || change.weights;
+        self.memorable |= change.models || change.weights;
         self.dirty.now |= change.models;
-        self.dirty.soon |= change.listing;
+        self.dirty.soon |= change.listing || change.weights;
         self.dirty.listing |= change.listing;
         self.dirty.ages |= change.residency;
         if change.inventory_asked {

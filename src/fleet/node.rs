@@ -107,8 +107,10 @@ pub enum Weights {
 pub struct Change {
     /// Of the node's health.
     pub health: Effects,
-    /// Names, digests, weights or limits: candidates have to be rebuilt.
+    /// Names, digests or limits: candidates have to be rebuilt.
     pub models: bool,
+    /// Weights became known: candidates have to be rebuilt, without haste.
+    pub weights: bool,
     /// Something a listing shows.
     pub listing: bool,
     /// Residency was told, perhaps the same as before: mark cells.

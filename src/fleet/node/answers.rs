@@ -161,7 +161,7 @@ impl Node {
     pub(super) fn take_weights(&mut self, digest: &Arc<str>, result: &Result<Answer, FetchError>, now: Now) -> Change {
         self.weights_busy = false;
         self.weights_at = now.ms;
-        let (weights, models) = match body(result, "weights").and_then(inventory::weights) {
+        let (weights, is_known) = match body(result, "weights").and_then(inventory::weights) {
             Ok(blob) => (Weights::Known(blob.map(Arc::from)), true),
             Err(why) => {
                 tracing::debug!(node = %self.name, why, "no weights");
@@ -169,7 +169,7 @@ impl Node {
             }
         };
         self.weights.insert(Arc::clone(digest), weights);
-        Change { models, ..Change::default() }
+        Change { weights: is_known, ..Change::default() }
     }
 
     /// Digests that left the inventory stay known while ps may still show them, but not without bound.
