@@ -62,6 +62,13 @@ impl Client {
         Self { stream, spare: Vec::new() }
     }
 
+    /// Connects, if somebody listens.
+    pub async fn try_connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, spare: Vec::new() })
+    }
+
     /// Sends bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();

@@ -1,0 +1,533 @@
+//! The real binary as a child: signals in mid-load (I11), exit codes, no more files to open, help texts, `check`.
+#![expect(clippy::disallowed_methods, reason = "drivers of tests run where the test's runtime puts them")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use herdgate::sim::{Herd, ModelSpec, NodeSpec};
+use herdgate::sync::{Arc, AtomicU64, Ordering, spawn_thread};
+use rustix::process::{Pid, Signal, kill_process};
+use support::client::{self, Answer, Client, post, request};
+use support::proxy::eventually;
+use tokio::time::Instant;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_herdgate");
+
+/// A running `herdgate serve`; killed when dropped.
+struct Serving {
+    child: Child,
+    address: SocketAddr,
+    log: Option<JoinHandle<String>>,
+}
+
+/// A configuration in `directory`, with its data there too.
+fn configure(directory: &Path, urls: &[String], extra: &str) -> std::path::PathBuf {
+    let nodes: Vec<String> = urls.iter().map(|url| format!("{{ url: '{url}' }}")).collect();
+    let text = format!(
+        "listen: 127.0.0.1:0\nworkers: 2\ndata: {}\nnodes: [{}]\n\
+         health: {{ probe: 100ms, probe_timeout: 2s, backoff_max: 200ms, ps: 200ms, tags: 500ms }}\n{extra}\n",
+        directory.join("data").display(),
+        nodes.join(", ")
+    );
+    let path = directory.join("herdgate.yaml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+impl Serving {
+    /// Starts it and waits until it is ready.
+    async fn start(config: &Path) -> Self {
+        let mut command = Command::new(BINARY);
+        command.arg("serve").arg("--config").arg(config);
+        Self::spawn(command).await
+    }
+
+    async fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (found, address) = flume::bounded(1);
+        let log = spawn_thread("log", move || {
+            let (mut all, mut lines) = (String::new(), BufReader::new(stderr));
+            let mut line = String::new();
+            while lines.read_line(&mut line).unwrap_or(0) > 0 {
+                if line.contains("\"serving\"") {
+                    let at = serde_json::from_str::<serde_json::Value>(&line).unwrap()["address"].clone();
+                    let _ = found.try_send(at.as_str().unwrap().parse().unwrap());
+                }
+                all += &line;
+                line.clear();
+            }
+            all
+        });
+        let address: SocketAddr = tokio::time::timeout(Duration::from_secs(60), address.recv_async())
+            .await
+            .expect("it serves in time")
+            .expect("it says where");
+        let serving = Self { child, address, log: Some(log.unwrap()) };
+        eventually("ready", || async { client::get(address, "/herdgate/ready").await.status == 200 }).await;
+        serving
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end; the exit status and all it logged.
+    async fn ended(mut self) -> (ExitStatus, String) {
+        for _ in 0..6000 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, self.log.take().unwrap().join().unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it does not end");
+    }
+
+    /// Tokens in and out, all time, as the ledger has them.
+    async fn tokens(&self) -> (u64, u64) {
+        let counts = client::get(self.address, "/api/token_counts").await.json();
+        let rows = counts["breakdown"].as_array().cloned().unwrap_or_default();
+        let sum = |key: &str| rows.iter().map(|row| row[key].as_u64().unwrap()).sum();
+        (sum("input_tokens"), sum("output_tokens"))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn herd() -> Herd {
+    let millisecond = Duration::from_millis(1);
+    let spec =
+        || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(8).speed(Duration::ZERO, Duration::ZERO, millisecond);
+    Herd::start(vec![spec(), spec()]).unwrap()
+}
+
+fn sent(herd: &Herd) -> (u64, u64) {
+    let tokens = herd.nodes().iter().map(|node| node.ledger().tokens());
+    tokens.fold((0, 0), |sum, tokens| (sum.0 + tokens.prompt, sum.1 + tokens.output))
+}
+
+async fn until_listed(address: SocketAddr) {
+    eventually("listed", || async { client::get(address, "/api/tags").await.text().contains("m:latest") }).await;
+}
+
+/// What a driver saw: output tokens of each answer that came whole and when, and requests refused.
+#[derive(Default)]
+struct Seen {
+    whole: Vec<(Instant, u64)>,
+    refused: u64,
+}
+
+/// Sends requests on kept connections until the proxy is gone. An accepted request ends properly or this panics, unless
+/// the proxy was killed.
+async fn drive(address: SocketAddr, seed: u64, killed: bool, done: Arc<AtomicU64>) -> Seen {
+    let mut seen = Seen::default();
+    let (paths, mut at) = (["/api/generate", "/api/chat"], seed);
+    let Ok(mut client) = Client::try_connect(address).await else { return seen };
+    loop {
+        at += 1;
+        let tokens = 1 + at % 12;
+        let body = format!(
+            r#"{{"model":"m","prompt":"x","messages":[{{"role":"user","content":"x"}}],"stream":{},"options":{{"num_predict":{tokens}}}}}"#,
+            at % 3 != 0
+        );
+        if !client.try_send(&post(paths[(at % 2) as usize], &body)).await {
+            return seen;
+        }
+        let Some(answer) = client.answer().await else { return seen };
+        if killed && !answer.whole {
+            return seen;
+        }
+        assert!(answer.whole, "an answer was cut: {} {}", answer.status, answer.text());
+        match answer.status {
+            200 => {
+                assert!(answer.text().contains("\"done\":true"), "{}", answer.text());
+                seen.whole.push((Instant::now(), tokens));
+                done.fetch_add(1, Ordering::AcqRel);
+            }
+            503 => seen.refused += 1,
+            status => panic!("{status} {}", answer.text()),
+        }
+        if answer.header("connection") == Some("close") {
+            match Client::try_connect(address).await {
+                Ok(new) => client = new,
+                Err(_) => return seen,
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_sigterm_in_mid_load_loses_nothing() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "slots: 4");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    let done = Arc::new(AtomicU64::new(0));
+    let drivers = (0..24).map(|seed| tokio::spawn(drive(serving.address, seed * 7, false, done.clone())));
+    let drivers: Vec<_> = drivers.collect();
+    eventually("load", || async { done.load(Ordering::Acquire) > 300 }).await;
+    serving.signal(Signal::TERM);
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("drained"), "{log}");
+    let mut output = 0;
+    for driver in drivers {
+        output += driver.await.unwrap().whole.iter().map(|(_, tokens)| tokens).sum::<u64>();
+    }
+    assert_eq!(output, sent(&herd).1, "every answer that a node gave reached its client");
+    // The ledger, opened again, has every token.
+    let serving = Serving::start(&config).await;
+    assert_eq!(serving.tokens().await, sent(&herd));
+}
+
+/// A stream that would run for minutes, its first bytes read.
+async fn endless(address: SocketAddr) -> Client {
+    let mut client = Client::connect(address).await;
+    let body = r#"{"model":"m","prompt":"x","sim":{"tokens":100000,"pace_ms":20}}"#;
+    client.send(&post("/api/generate", body)).await;
+    assert_eq!(client.begin().await.unwrap().status, 200);
+    client.chunk().await.unwrap();
+    client
+}
+
+/// The rest of a stream that is ended early: clean, with the error of its dialect.
+async fn assert_ended_in_words(client: &mut Client) {
+    let mut last = Vec::new();
+    while let Some(chunk) = client.chunk().await {
+        last = chunk;
+    }
+    let last = String::from_utf8(last).unwrap();
+    let line: serde_json::Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
+    assert!(line["error"].as_str().unwrap().contains("shutting down"), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_streams_run_to_the_drain_deadline_and_then_end_in_words() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "slots: 1\nshutdown: { drain: 2s }");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    let (mut first, mut kept) = (endless(serving.address).await, Client::connect(serving.address).await);
+    kept.send(&request("GET", "/api/usage-stream", &[], b"")).await;
+    assert_eq!(kept.begin().await.unwrap().status, 200);
+    // Both nodes are busy, a third request waits.
+    let cold = post("/api/generate", r#"{"model":"m","prompt":"x","sim":{"tokens":100000,"pace_ms":20}}"#);
+    let mut waiting = Client::connect(serving.address).await;
+    waiting.send(&cold).await;
+    let metrics = || async { client::get(serving.address, "/metrics").await.text() };
+    eventually("it waits", || async {
+        metrics().await.lines().any(|line| line.starts_with("herdgate_queue_length") && line.ends_with(" 1"))
+    })
+    .await;
+    serving.signal(Signal::TERM);
+    let refused = waiting.answer().await.expect("an answer");
+    assert_eq!((refused.status, refused.header("connection")), (503, Some("close")), "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    while kept.chunk().await.is_some() {}
+    assert_ended_in_words(&mut first).await;
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("deadline"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_a_second_sigterm_ends_at_once_in_words() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "shutdown: { drain: 300s }");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    let mut stream = endless(serving.address).await;
+    let address = serving.address;
+    serving.signal(Signal::TERM);
+    eventually("no new clients", || async { Client::try_connect(address).await.is_err() }).await;
+    for _ in 0..3 {
+        assert!(stream.chunk().await.is_some(), "a stream runs on while draining");
+    }
+    serving.signal(Signal::TERM);
+    assert_ended_in_words(&mut stream).await;
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_while_leaving_probes_say_so_and_clients_are_still_served() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "shutdown: { delay: 60s }");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    serving.signal(Signal::TERM);
+    let address = serving.address;
+    eventually("not ready", || async { client::get(address, "/herdgate/ready").await.status == 503 }).await;
+    assert_eq!(client::get(address, "/herdgate/live").await.status, 200);
+    let body = r#"{"model":"m","prompt":"x","stream":false}"#;
+    let answer = client::post_once(address, "/api/generate", body).await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.ended().await.0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_sigkill_in_mid_load_loses_at_most_what_was_not_written_and_the_store_opens() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "slots: 4");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    let done = Arc::new(AtomicU64::new(0));
+    let drivers = (0..16).map(|seed| tokio::spawn(drive(serving.address, seed * 7, true, done.clone())));
+    let drivers: Vec<_> = drivers.collect();
+    eventually("load", || async { done.load(Ordering::Acquire) > 100 }).await;
+    // Twenty ticks of a tenth of a second, and what was done before them must be written by now.
+    let early = Instant::now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    serving.signal(Signal::KILL);
+    serving.ended().await;
+    let mut before = 0;
+    for driver in drivers {
+        let seen = driver.await.unwrap();
+        before += seen.whole.iter().filter(|(at, _)| *at <= early).map(|(_, tokens)| tokens).sum::<u64>();
+    }
+    let serving = Serving::start(&config).await;
+    let (_, stored) = serving.tokens().await;
+    assert!(before > 0 && stored >= before, "stored {stored}, done two seconds before the end {before}");
+    // What passed counts exactly; what the kill cut short cannot be known.
+    assert!(stored <= sent(&herd).1, "stored {stored}, sent {}", sent(&herd).1);
+    // And it goes on counting.
+    until_listed(serving.address).await;
+    let body = r#"{"model":"m","prompt":"x","stream":false,"options":{"num_predict":5}}"#;
+    assert_eq!(client::post_once(serving.address, "/api/generate", body).await.status, 200);
+    eventually("counted on", || async { serving.tokens().await.1 == stored + 5 }).await;
+}
+
+fn run(arguments: &[&str], directory: &Path) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).current_dir(directory).stdin(Stdio::null());
+    command.output().expect("the binary starts")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn wrong_flags_and_wrong_configuration_exit_64_with_every_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["serve", "--no-such-flag"][..],
+        &["serve", "--listen", "nowhere"],
+        &["serve", "--node", "ftp://x"],
+        &["serve", "--workers", "many"],
+        &["no-such-command"],
+        &[],
+        &["check"],
+        &["serve", "--config", "no-such-file.yaml"],
+    ] {
+        let output = run(arguments, directory.path());
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", text(&output));
+        assert!(!output.stderr.is_empty());
+    }
+    let path = directory.path().join("bad.yaml");
+    let bad = "listen: here\nno_such_key: 1\nworkers: -3\ntimeouts: { connect: fast, nothing: 1s }\nnodes: [ { url: 7 } ]\n\
+               limits: { head: 3 }\nrouter_keys: [ '' ]\n";
+    std::fs::write(&path, bad).unwrap();
+    for command in ["check", "serve"] {
+        let output = run(&[command, "--config", "bad.yaml"], directory.path());
+        assert_eq!(output.status.code(), Some(64), "{}", text(&output));
+        let said = text(&output);
+        for key in [
+            "listen",
+            "no_such_key",
+            "workers",
+            "timeouts.connect",
+            "timeouts.nothing",
+            "nodes",
+            "limits.head",
+            "router_keys",
+        ] {
+            let line = said.lines().find(|line| line.contains(key));
+            let line = line.unwrap_or_else(|| panic!("{key} is not in {said}"));
+            assert!(line.contains("bad.yaml:"), "file and line are missing: {line}");
+        }
+    }
+    let output = run(&["check", "--lenient", "--config", "bad.yaml"], directory.path());
+    assert_eq!(output.status.code(), Some(64), "the other mistakes stay mistakes");
+}
+
+#[test]
+fn a_taken_port_exits_69() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let output = run(&["serve", "--listen", &listen, "--node", "http://127.0.0.1:9"], directory.path());
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output));
+    assert!(text(&output).contains(&listen), "{}", text(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_store_exits_75_and_a_shared_port_69() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let serving = Serving::start(&config).await;
+    let config = config.to_str().unwrap();
+    let output = run(&["serve", "--config", config], directory.path());
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+    let listen = serving.address.to_string();
+    let output = run(&["serve", "--config", config, "--listen", &listen], directory.path());
+    assert_eq!(output.status.code(), Some(69), "the port of another gate is taken: {}", text(&output));
+    // Where it may, it serves with the ledger in memory, and says so.
+    let optional = std::fs::read_to_string(config).unwrap() + "ledger: { required: false }\n";
+    let path = directory.path().join("optional.yaml");
+    std::fs::write(&path, optional).unwrap();
+    let second = Serving::start(&path).await;
+    let metrics = client::get(second.address, "/metrics").await.text();
+    assert!(metrics.contains("herdgate_ledger_degraded 1"), "{metrics}");
+    // And takes the store when it is freed.
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.ended().await.0.code(), Some(0));
+    let address = second.address;
+    eventually("the store is taken", || async {
+        client::get(address, "/metrics").await.text().contains("herdgate_ledger_degraded 0")
+    })
+    .await;
+}
+
+/// Processor time of a process, in milliseconds.
+fn processor_ms(pid: u32) -> u64 {
+    let mut stat = String::new();
+    std::fs::File::open(format!("/proc/{pid}/stat")).unwrap().read_to_string(&mut stat).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    // The kernel counts in hundredths of a second towards user space, on every architecture.
+    ticks * 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_out_of_files_it_waits_without_spinning_and_says_so_and_recovers() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let mut command = Command::new("sh");
+    let script = "ulimit -n 64; exec \"$0\" serve --config \"$1\"";
+    command.args(["-c", script, BINARY]).arg(&config);
+    let serving = Serving::spawn(command).await;
+    until_listed(serving.address).await;
+    let address = serving.address;
+    // This one is open before, and can ask meanwhile.
+    let mut watcher = Client::connect(address).await;
+    let mut pauses = async || {
+        watcher.send(&request("GET", "/metrics", &[], b"")).await;
+        let text = watcher.answer().await.expect("an open connection is served").text();
+        let value = text.lines().find_map(|line| line.strip_prefix("herdgate_accept_pauses_total "));
+        value.unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(pauses().await, 0.0);
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        open.push(Client::connect(address).await);
+    }
+    let mut seen = pauses().await;
+    for _ in 0..6000 {
+        if seen >= 3.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        seen = pauses().await;
+    }
+    assert!(seen >= 3.0, "it shows in the metrics");
+    let before = processor_ms(serving.child.id());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = processor_ms(serving.child.id()) - before;
+    assert!(used < 1000, "{used} ms of processor in 2 s: it spins");
+    drop(open);
+    let body = r#"{"model":"m","prompt":"x","stream":false}"#;
+    eventually("served again", || async { client::post_once(address, "/api/generate", body).await.status == 200 })
+        .await;
+    let answer: Answer = client::get(address, "/health").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i7_no_key_and_no_query_reaches_the_log() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let extra = "router_keys: [ { name: k, key: open-sesame-1 } ]\nlog: { level: trace, access: all, format: json }";
+    let config = configure(directory.path(), &herd.urls(), extra);
+    let mut command = Command::new(BINARY);
+    command.arg("serve").arg("--config").arg(&config);
+    let serving = Serving::spawn(command).await;
+    let address = serving.address;
+    let listed = || async { client::get(address, "/api/tags?api_key=open-sesame-1").await.text().contains("m:latest") };
+    eventually("listed", listed).await;
+    let body = r#"{"model":"m","prompt":"my-secret-prompt","stream":false}"#;
+    for path in ["/api/generate?api_key=open-sesame-1&q=my-query", "/api/generate?api_key=wrong-sesame-2"] {
+        client::post_once(address, path, body).await;
+    }
+    for key in ["open-sesame-1", "wrong-sesame-2"] {
+        let bearer = format!("Bearer {key}");
+        let headers = [("Authorization", bearer.as_str()), ("X-Api-Key", key)];
+        client::once(address, &request("POST", "/api/generate", &headers, body.as_bytes())).await;
+    }
+    serving.signal(Signal::TERM);
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(log.contains("\"access\"") && log.contains("m:latest"), "the access lines are there: {log}");
+    for secret in ["sesame", "my-secret-prompt", "my-query"] {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
+}
+
+#[test]
+fn every_command_has_a_help_text_and_exits_0() {
+    let directory = tempfile::tempdir().unwrap();
+    for (arguments, words) in [
+        (&["--help"][..], &["serve", "demo", "sim", "check"][..]),
+        (&["serve", "--help"], &["--config", "--listen", "--node", "--data", "--workers", "--lenient"]),
+        (&["demo", "--help"], &["--for"]),
+        (&["sim", "--help"], &["--nodes", "--model", "--load-time"]),
+        (&["check", "--help"], &["--config", "--lenient"]),
+    ] {
+        let output = run(arguments, directory.path());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        for word in words {
+            assert!(help.contains(word), "{arguments:?} does not explain {word}: {help}");
+        }
+        assert!(output.stderr.is_empty());
+    }
+    let version = run(&["--version"], directory.path());
+    assert!(text(&version).starts_with("herdgate "));
+}
+
+#[test]
+fn check_accepts_the_ancestors_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let theirs = "# NOMYO router\nendpoints:\n  - http://192.168.0.50:11434\n  - http://192.168.0.51:11434\n  \
+                  - http://192.168.0.60:8000/v1\nllama_server_endpoints:\n  - http://192.168.0.70:8080/v1\n\
+                  max_concurrent_connections: 2\napi_keys:\n  \"http://192.168.0.60:8000/v1\": \"sk-1\"\n\
+                  nomyo-router-api-key: \"sesame\"\ndb_path: token_counts.db\n";
+    std::fs::write(directory.path().join("config.yaml"), theirs).unwrap();
+    let output = run(&["check", "--config", "config.yaml"], directory.path());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    for word in ["192.168.0.50:11434", "192.168.0.60:8000", "192.168.0.70:8080"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert!(!text(&output).contains("sesame") && !text(&output).contains("sk-1"), "keys are not shown");
+    std::fs::write(
+        directory.path().join("config.yaml"),
+        theirs.replace("endpoints:\n  - http:", "endpoints:\n  - https:"),
+    )
+    .unwrap();
+    let output = run(&["check", "--config", "config.yaml"], directory.path());
+    assert_eq!(output.status.code(), Some(64), "https is an error, never a node that is down");
+}
