@@ -1,8 +1,10 @@
 //! The monitoring routes on the wire, over the whole proxy and a simulated herd.
 //!
-//! 1. They agree with each other and with what the nodes count. 2. The stream sends the state at once, each change, one
-//! chunk an event, and ends when the process drains. 3. A dead or hanging node costs them nothing (I9). 4. A reader that
-//! does not read costs nobody anything (I10). 5. Keys open what they should.
+//! - They agree with each other and with what the nodes count.
+//! - The stream sends the state at once, each change, one chunk an event, and ends when the process drains.
+//! - A dead or hanging node costs them nothing (I9).
+//! - A reader that does not read costs nobody anything (I10).
+//! - Keys open what they should.
 
 mod support;
 

@@ -7,6 +7,8 @@
 //! - the reference says what Go says on a table of hand-picked bodies (each was put to Go 1.26);
 //! - any bytes at all are read without a panic, and in no more than linear steps (deep nesting, long strings).
 
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "helpers of tests: a panic is a failed test")]
+
 use herdgate::dialect::Route;
 use herdgate::proxy::scan::{KeepAlive, RunnerOptions, Scan, Unparseable, scan};
 use proptest::prelude::*;

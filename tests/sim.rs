@@ -4,6 +4,8 @@
 //! as the recorded one was. Status, header names, order and values, chunk boundaries and the shape of every JSON value
 //! (key order, types) must be those of the recording; error bodies must be equal.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
+
 #[path = "sim/behaviour.rs"]
 mod behaviour;
 #[path = "sim/llama.rs"]

@@ -141,7 +141,7 @@ mod tests {
             seen.push((key[0], value[0]));
             seen.len() < most
         };
-        store.scan(Table::Totals, &[from], &[to], order, visit).unwrap();
+        store.scan(Table::Totals, &[from], &[to], order, visit).expect("memory reads");
         seen
     }
 

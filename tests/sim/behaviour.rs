@@ -146,7 +146,7 @@ fn a_half_close_is_taken_for_a_cancel_and_never_answered() {
     until(&node, |l| l.sockets_lost == 1);
     stream.set_read_timeout(Some(ms(20))).unwrap();
     assert!(stream.read(&mut [0]).is_err(), "neither answered nor closed");
-    let mut half = |request: &[u8]| {
+    let half = |request: &[u8]| {
         let mut stream = send(&node, request);
         stream.shutdown(Shutdown::Write).unwrap();
         status(&wire::read_answer(&mut stream, false))
