@@ -6,6 +6,8 @@
 //! - A reader that does not read costs nobody anything (I10).
 //! - Keys open what they should.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
+
 mod support;
 
 use std::time::Duration;

@@ -257,7 +257,7 @@ async fn until_gone(stream: &mut TcpStream, inbox: &mut Vec<u8>) {
 
 /// One request, its body by `Content-Length`; anything else would break I12, so it is not understood.
 async fn request(stream: &mut TcpStream, inbox: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     loop {
         if let Some(end) = find(inbox, b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&inbox[..end + 4]).into_owned();
