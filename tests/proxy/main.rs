@@ -15,4 +15,5 @@ mod isolation;
 mod kinds;
 mod leaving;
 mod minutes;
+mod replay;
 mod waiting;
