@@ -3,6 +3,23 @@
 //! Called by worker for each accepted socket. Everything here runs on the worker's thread; when the client leaves,
 //! hyper drops the service's future, and whatever it held gives itself back on drop (see `proxy`).
 //! Must never wait for anything but the client's own bytes.
+//!
+//! # Deviations
+//!
+//! Answers that are not those of Ollama's own server (Go), on purpose or because hyper gives them before anything of
+//! ours runs. `tests/proxy/bad_input.rs` holds each; all but the bounds end with a front of our own.
+//!
+//! - Bounds, where Ollama has none: a body over `limits.max_body` is 413, a head over `limits.head` 431 (Go: 1 MiB), a
+//!   slow body 408; a slow head or an idle connection is closed without a word (hyper cannot be told to word it).
+//! - More than 100 headers: 431. hyper's parser has a fixed table.
+//! - Heads that cannot be parsed: 400 without type and text, where Go says `400 Bad Request` (hyper's own answer). So it
+//!   is for two different lengths, and for a transfer coding other than chunked (Go: 501).
+//! - Characters that no URI may hold (`<`, `>`, `"`, a backslash, `^`) unescaped in the target: 400 (the `http` crate's parser).
+//! - A chunked body that breaks: 400 in the dialect of the route, with our text and a close (its cause is hyper's).
+//! - A panic: 500 with a text in the dialect and a close (Go: an empty 500). A client should see why.
+//! - A client that closes its sending side is gone, on cheap routes too, unless its answer was out before: hyper cannot
+//!   tell the two ways of closing apart, and on the routes that matter Ollama takes it so as well.
+//! - A client that has sent more than its request (pipelining) and then leaves is noticed at the next write only.
 
 pub mod auth;
 pub mod cors;
@@ -117,9 +134,14 @@ async fn checked(client: &Rc<Client>, request: Request<Incoming>) -> Response<Ou
         return refusal;
     }
     let config = client.local.shared.config.clone();
-    let path = request.uri().path();
+    let uri = request.uri().clone();
+    let path = &*routes::decoded(uri.path());
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let own = own_route(path);
+    if path == "*" && request.method() == Method::OPTIONS {
+        // Go answers it before anything else looks at it.
+        return answer::empty(StatusCode::OK);
+    }
     let loopback = client.local.shared.listen.ip().is_loopback();
     if loopback && !cors::host_is_local(host, &client.local.shared.host_name, &config.allowed_hosts) {
         client.local.refused_host(host);
@@ -239,7 +261,7 @@ async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -
     let head = request.method() == Method::HEAD;
     // Shares hyper's bytes: no copy.
     let uri = request.uri().clone();
-    let path = uri.path();
+    let path = &*routes::decoded(uri.path());
     let handler = routes::route(request.method(), path);
     let response = match handler {
         Handler::Proxy(route) => return crate::proxy::handle(client, route, request, key).await,

@@ -1,5 +1,5 @@
 //! The real binary as a child: signals in mid-load (I11), exit codes, no more files to open, help texts, `check`.
-#![expect(clippy::disallowed_methods, reason = "drivers of tests run where the test's runtime puts them")]
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test: what is not as expected fails it")]
 
 #[path = "support/mod.rs"]
 mod support;

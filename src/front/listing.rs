@@ -52,22 +52,20 @@ struct V1Entry {
 }
 
 /// `/v1/models/:model`; the id echoes the path.
-fn one_model(client: &Client, segment: &str) -> Response<OutBody> {
-    let decoded = super::auth::percent_decode(segment);
-    let id = String::from_utf8_lossy(&decoded);
+fn one_model(client: &Client, id: &str) -> Response<OutBody> {
     let snapshot = client.local.snapshot();
-    let key = dialect::name::key(&id);
+    let key = dialect::name::key(id);
     let listed: V1List = serde_json::from_slice(&snapshot.listing.v1_models).unwrap_or_default();
     let found = listed.data.unwrap_or_default().into_iter().find(|entry| dialect::name::key(&entry.id) == key);
     match found {
         Some(entry) => {
-            let entry = V1Entry { id: id.into_owned(), ..entry };
+            let entry = V1Entry { id: id.to_owned(), ..entry };
             let body = serde_json::to_string(&entry).unwrap_or_default() + "\n";
             answer::whole(StatusCode::OK, "application/json", body)
         }
         None => {
             let status = StatusCode::NOT_FOUND;
-            answer::error(status, texts::unknown_shown_model(&id).body(Family::OpenAi), None)
+            answer::error(status, texts::unknown_shown_model(id).body(Family::OpenAi), None)
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! Source: contract of the wire, "Method and path handling" and the route table (Ollama v0.33, gin).
 
+use std::borrow::Cow;
+
 use http::Method;
 
 use crate::dialect::Route;
+use crate::front::auth::percent_decode;
 
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,7 +107,16 @@ fn post(handler: Handler<'_>) -> Entry<'_> {
     Entry { post: Some(handler), ..NOTHING }
 }
 
-/// The handler of a request, by method and raw path (no query).
+/// The path as Go's router matches it: escapes decoded once, so that no spelling of a path slips past its handler.
+#[must_use]
+pub fn decoded(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    String::from_utf8_lossy(&percent_decode(path)).into_owned().into()
+}
+
+/// The handler of a request, by method and decoded path (no query).
 #[must_use]
 pub fn route<'p>(method: &Method, path: &'p str) -> Handler<'p> {
     if path.contains("//") || path.contains("/./") || path.contains("/../") {
@@ -185,8 +197,8 @@ fn entry(path: &str) -> Option<Entry<'_>> {
 
 fn entry_with_parameter(path: &str) -> Option<Entry<'_>> {
     if let Some(model) = path.strip_prefix("/v1/models/") {
-        // One segment: an encoded slash is decoded before matching, so it makes two (404).
-        let one = !model.is_empty() && !model.contains('/') && !model.to_ascii_lowercase().contains("%2f");
+        // One segment: an encoded slash was decoded before matching, so it makes two (404).
+        let one = !model.is_empty() && !model.contains('/');
         return one.then(|| get(Handler::V1Model(model)));
     }
     if let Some(digest) = path.strip_prefix("/api/blobs/") {
@@ -269,10 +281,19 @@ mod tests {
     #[test]
     fn unknown_paths() {
         assert_eq!(route(&Method::GET, "/nope"), Handler::NotFound);
-        assert_eq!(route(&Method::GET, "/v1/models/hf.co%2Fa%2Fb"), Handler::NotFound);
+        assert_eq!(route(&Method::GET, &decoded("/v1/models/hf.co%2Fa%2Fb")), Handler::NotFound);
         assert_eq!(route(&Method::POST, "/v1/messages/count_tokens"), Handler::Proxy(Route::OtherV1));
         assert_eq!(route(&Method::POST, "/rerank"), Handler::NotFound);
         assert_eq!(route(&Method::GET, "/API/tags"), Handler::NotFound);
+    }
+
+    #[test]
+    fn no_spelling_of_a_path_slips_past_its_handler() {
+        assert_eq!(route(&Method::POST, &decoded("/api/%70ull")), Handler::Administration);
+        assert_eq!(route(&Method::POST, &decoded("/v1/%2e%2e/api/pull")), Handler::Redirect);
+        assert_eq!(route(&Method::POST, &decoded("%2Fapi/%2Fpull")), Handler::Redirect);
+        assert_eq!(route(&Method::GET, &decoded("/v1/models/a%252Fb")), Handler::V1Model("a%2Fb"));
+        assert_eq!(decoded("/a+b%2"), "/a+b%2");
     }
 
     #[test]

@@ -160,7 +160,8 @@ async fn methods_paths_and_slashes_as_ollama_answers_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn administration_is_refused_in_ollamas_shape() {
     let (_herd, proxy) = herd().await;
-    for path in ["/api/pull", "/api/push", "/api/create", "/api/copy"] {
+    // An escaped spelling is the same path: a node would decode it and pull.
+    for path in ["/api/pull", "/api/push", "/api/create", "/api/copy", "/api/%70ull", "/%61pi/pus%68"] {
         let answer = client::post_once(proxy.address, path, r#"{"model":"m"}"#).await;
         assert_eq!(answer.status, 501, "{path}");
         assert!(answer.json()["error"].is_string());
@@ -447,4 +448,50 @@ async fn many_headers_and_long_lines() {
     assert_eq!(client::once(proxy.address, bytes.as_bytes()).await.status, 431);
     let target = format!("/api/version?{}", "q".repeat(50_000));
     assert_eq!(client::get(proxy.address, &target).await.status, 200);
+}
+
+/// The status line of the answer to raw bytes; empty if the connection was closed without one.
+async fn status_line(address: std::net::SocketAddr, bytes: &str) -> String {
+    let mut client = Client::connect(address).await;
+    let _ = client.try_send(bytes.as_bytes()).await;
+    match client.answer().await {
+        Some(answer) => answer.status.to_string(),
+        None => String::new(),
+    }
+}
+
+/// Every deviation that `front.rs` lists and that can be provoked from outside, beside what a node answers. One that goes
+/// away fails here, and leaves the list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deviations_are_those_listed() {
+    let (herd, proxy) = herd().await;
+    let many: String = (0..200).map(|at| format!("X-{at}: v\r\n")).collect();
+    let big = "v".repeat(100_000);
+    let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n");
+    let coded =
+        |coding: &str| format!("POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: {coding}\r\n\r\n");
+    let cases = [
+        (get("/api/version", &many), "431", "200"),
+        (get("/api/version", &format!("X: {big}\r\n")), "431", "200"),
+        (get("/api/version?a=<x>", ""), "400", "200"),
+        (coded("gzip"), "400", "501"),
+        (coded("chunked, identity"), "400", "501"),
+    ];
+    for (bytes, ours, theirs) in cases {
+        let shown = &bytes[..bytes.len().min(80)];
+        let seen = (status_line(proxy.address, &bytes).await, status_line(herd.nodes()[0].address(), &bytes).await);
+        assert_eq!((seen.0.as_str(), seen.1.as_str()), (ours, theirs), "{shown:?}");
+    }
+    // The same on both sides, and easily lost.
+    for (bytes, status) in [
+        ("OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".to_owned(), "200"),
+        (get("/api/%74ags", ""), "200"),
+        (get("/%2Fapi/tags", ""), "307"),
+        (get("/api/version?a={x}", ""), "200"),
+        ("GET /api/version HTTP/1.1\nHost: 127.0.0.1\n\n".to_owned(), "200"),
+        ("FOO /api/version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".to_owned(), "405"),
+    ] {
+        assert_eq!(status_line(proxy.address, &bytes).await, status, "{bytes:?}");
+        assert_eq!(status_line(herd.nodes()[0].address(), &bytes).await, status, "{bytes:?} (the node)");
+    }
 }

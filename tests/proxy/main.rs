@@ -1,7 +1,6 @@
 //! The whole proxy in front of a simulated herd, over real sockets: exactness, invariants, bad input, recorded nodes.
 
-#![expect(clippy::disallowed_methods, reason = "drivers of tests run where the test's runtime puts them")]
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the message")]
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "in a test, a panic is the message")]
 
 #[path = "../support/mod.rs"]
 mod support;
