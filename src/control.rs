@@ -39,18 +39,21 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, stop: &flume::Receiver<Stop>) {
     runtime.block_on(async {
         let resolve = shared.config.health.resolve;
         spawn_local(fleet::resolve::keep_fresh(poller.targets(), resolve));
-        spawn_local(poll(poller, shared.clone()));
+        let polling = spawn_local(poll(poller, stop.clone()));
         spawn_local(look_after(shared.clone()));
-        let _ = stop.recv_async().await;
+        let _ = polling.await;
         shared.live.close();
         shared.access.write(&shared.names);
     });
 }
 
-/// Polls for ever; capacity that appears goes to whoever waits.
-async fn poll(mut poller: Poller, shared: Arc<Shared>) {
-    while shared.phase() < Phase::Ending {
-        poller.step().await.offer();
+/// Polls until told to stop; capacity that appears goes to whoever waits. What is known of the fleet is stored last.
+async fn poll(mut poller: Poller, stop: flume::Receiver<Stop>) {
+    loop {
+        tokio::select! {
+            capacity = poller.step() => capacity.offer(),
+            _ = stop.recv_async() => break,
+        }
     }
     poller.store_now();
 }

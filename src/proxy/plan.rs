@@ -29,7 +29,7 @@ pub enum Plan {
 pub enum Drawn {
     /// Go.
     Plan(Plan),
-    /// Unknown here: worth asking the nodes once more.
+    /// Unknown here, or only remembered: worth asking the nodes once more.
     Unknown(Box<str>),
 }
 
@@ -42,8 +42,10 @@ pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
     let route = asked.route;
     let Some(sent) = asked.model.as_deref().filter(|_| asked.readable) else { return plan(Plan::Anywhere) };
     let key = name::key(sent);
-    if snapshot.models.contains_key(&key) {
-        return plan(known(asked, key));
+    match snapshot.models.get(&key) {
+        Some(model) if model.candidates.is_empty() => return Ok(Drawn::Unknown(key)),
+        Some(_) => return plan(known(asked, key)),
+        None => {}
     }
     match name::parse(sent) {
         Err(NameError::Missing | NameError::Invalid) => plan(Plan::Anywhere),
@@ -68,11 +70,12 @@ fn known(asked: &Asked, key: Box<str>) -> Plan {
     }
 }
 
-/// The answer when no node, up or down, has the name: 404 in the words of the route, or 503 while a node that might
-/// have it has never been reached.
+/// The answer when no node that is up has the name: 404 in the words of the route; 503 while a node that might have it
+/// has never been reached, or is remembered to have had it.
 #[must_use]
 pub fn unknown(snapshot: &Snapshot, route: Route, sent: &str) -> ProxyError {
-    if snapshot.incomplete || !snapshot.ready {
+    let remembered = snapshot.models.contains_key(&name::key(sent));
+    if remembered || snapshot.incomplete || !snapshot.ready {
         return ProxyError::NodesDown { model: sent.to_owned() };
     }
     ProxyError::Refused(texts::unknown_model(route, sent))
