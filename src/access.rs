@@ -59,7 +59,8 @@ impl Access {
             tracing::info!(
                 target: "access",
                 route = ?route,
-                outcome = ?outcome.ending,
+                outcome = Ending::LABELS[outcome.ending.index()],
+                why = why(outcome.ending),
                 status = outcome.status,
                 node = %names.node_name(outcome.node),
                 model = %names.model_name(outcome.model),
@@ -73,6 +74,14 @@ impl Access {
                 "request"
             );
         }
+    }
+}
+
+/// Why a request was rejected; nothing for one that was not.
+fn why(ending: Ending) -> Option<&'static str> {
+    match ending {
+        Ending::Rejected(why) => Some(why.label()),
+        _ => None,
     }
 }
 

@@ -193,10 +193,12 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
     let request = outgoing(local, asked, &reserved, injected);
     let mut exchange = local.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
     let awaiting = local.awaiting(node, cold);
+    ticket.sent = Some(facts(asked, StatusCode::OK.as_u16()));
     let head = match exchange.head().await {
         Ok(head) => head,
         Err(error) => {
             let fault = failed(local, node, &mut exchange, &error);
+            ticket.sent = ticket.sent.filter(|_| error.sent_whole());
             return Err((ticket, fault, None));
         }
     };

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::dialect::Route;
 use crate::ids::{KeyId, ModelId, NodeId};
 use crate::proxy::local::Local;
-use crate::proxy::tail::TailReport;
+use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::slots::Pair;
 use crate::sync::Arc;
 use crate::usage::{Ending, Outcome};
@@ -31,6 +31,8 @@ pub struct Ticket {
     pub status: u16,
     /// Waited for slots so far, microseconds.
     pub queue_us: u64,
+    /// What a node was sent, while no answer has come: if the client leaves now, the node has worked on it for nothing.
+    pub sent: Option<RequestFacts>,
     arrived_us: u64,
     first_byte_us: u64,
     open: bool,
@@ -49,6 +51,7 @@ impl Ticket {
             pair: None,
             status: 0,
             queue_us: 0,
+            sent: None,
             arrived_us: local.clock.now_us(),
             first_byte_us: 0,
             open: true,
@@ -106,6 +109,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(Ending::ClientGone, &TailReport::default());
+        // Never zero for unknown (I3): what was sent to a node counts as an estimate.
+        let report = self.sent.filter(|_| self.open).map(|sent| Tail::new(self.route, false).finish(&sent));
+        self.end(Ending::ClientGone, &report.unwrap_or_default());
     }
 }

@@ -288,3 +288,22 @@ async fn sustained_load_never_stalls() {
     eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
     drop(proxy.stop().await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i3_what_was_sent_for_a_client_that_leaves_early_is_an_estimate_never_zero() {
+    let spec =
+        NodeSpec::ollama(vec![ModelSpec::chat("m")]).speed(Duration::ZERO, Duration::ZERO, Duration::from_millis(50));
+    let herd = Herd::start(vec![spec]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "").await;
+    proxy.until_listed("m:latest").await;
+    let body = r#"{"model":"m","prompt":"tell me a long story","stream":false,"options":{"num_predict":4000}}"#;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", body)).await;
+    eventually("the node has it", || async { herd.nodes()[0].ledger().in_flight() == 1 }).await;
+    client.reset();
+    eventually("one outcome", || async { proxy.shared().meters.sums().endings[1] == 1 }).await;
+    let sums = proxy.shared().meters.sums();
+    assert_eq!((sums.exact, sums.estimated.input > 0), (Tokens::default(), true), "{sums:?}");
+    eventually("the node is told", || async { herd.nodes()[0].ledger().in_flight() == 0 }).await;
+    drop(proxy.stop().await);
+}
