@@ -290,3 +290,71 @@ async fn i8_names_over_their_bound_are_counted_together() {
     let output: u64 = breakdown.iter().map(|row| row["output_tokens"].as_u64().unwrap()).sum();
     assert_eq!(output, 350, "sums stay exact: {counts}");
 }
+
+/// A stream of 64 MiB, given by the node as fast as it is taken.
+fn flood(pace: &scripted::Pace) {
+    pace.send(Step::Send(scripted::chunked_head("application/x-ndjson"))).unwrap();
+    let line = [vec![b' '; 64 * 1024 - 1], b"\n".to_vec()].concat();
+    for _ in 0..1024 {
+        pace.send(Step::Send(chunk(&line))).unwrap();
+    }
+    pace.send(Step::Send(b"0\r\n\r\n".to_vec())).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_client_that_does_not_read_holds_the_node_back() {
+    let (node, paces) = held();
+    let proxy = before(&node, "limits: { unsent: 256KiB }").await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", r#"{"model":"m","prompt":"x"}"#)).await;
+    let pace = paces.recv_async().await.unwrap();
+    flood(&pace);
+    assert_eq!(client.begin().await.unwrap().status, 200);
+    // Sockets take a few megabytes; the rest has to stay in the node, however long nobody reads.
+    let still = async || {
+        let before = pace.len();
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        before == pace.len()
+    };
+    eventually("the node is held back", still).await;
+    assert!(pace.len() > 512, "{} of 1024 pieces are still in the node", pace.len());
+    // Others are served meanwhile, and the stream is whole in the end.
+    assert_eq!(client::get(proxy.address, "/api/tags").await.status, 200);
+    let mut length = 0;
+    while let Some(chunk) = client.chunk().await {
+        length += chunk.len();
+    }
+    assert_eq!(length, 64 * 1024 * 1024);
+    assert_eq!(proxy.shared().meters.sums().endings, [1, 0, 0, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_client_that_stalls_is_taken_as_gone() {
+    let (node, paces) = held();
+    let proxy = before(&node, "timeouts: { client_stall: 1s }").await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", r#"{"model":"m","prompt":"x"}"#)).await;
+    let pace = paces.recv_async().await.unwrap();
+    flood(&pace);
+    assert_eq!(client.begin().await.unwrap().status, 200);
+    eventually("the node is told", || async { node.gone() == 1 }).await;
+    eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
+    assert_eq!(proxy.shared().meters.sums().endings, [0, 1, 0, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i8_a_node_that_falls_silent_after_its_first_byte_is_left_in_words() {
+    let (node, paces) = held();
+    let proxy = before(&node, "timeouts: { stream_idle: 1s }").await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", r#"{"model":"m","prompt":"x"}"#)).await;
+    let pace = paces.recv_async().await.unwrap();
+    let line = b"{\"response\":\"a\",\"done\":false}\n";
+    let head = scripted::chunked_head("application/x-ndjson");
+    pace.send(Step::Send([head, chunk(line)].concat())).unwrap();
+    let answer = client.answer().await.unwrap();
+    assert!(answer.whole && answer.lines().last().unwrap()["error"].is_string(), "{}", answer.text());
+    eventually("the node is told", || async { node.gone() == 1 }).await;
+    assert_eq!(proxy.in_flight(), 0, "the permit is back");
+    assert_eq!(proxy.shared().meters.sums().endings, [0, 0, 0, 1, 0]);
+}

@@ -91,6 +91,21 @@ async fn i12_a_half_closed_client_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i12_a_body_that_came_in_chunks_does_not_hide_the_leave() {
+    let (herd, proxy) = loaded(8, "").await;
+    let node = &herd.nodes()[0];
+    let mut client = Client::connect(proxy.address).await;
+    let head = "POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.send(head.as_bytes()).await;
+    client.send(&chunk(slow(false).as_bytes())).await;
+    assert_eq!(node.ledger().model("m:latest").in_flight, 0, "nothing is sent before the body is whole");
+    client.send(b"0\r\n\r\n").await;
+    eventually("it runs", || async { node.ledger().model("m:latest").in_flight == 1 }).await;
+    drop(client);
+    assert_told(&herd, &proxy, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i12_a_request_that_waits_leaves_the_queue_and_is_never_sent() {
     let (herd, proxy) = loaded(1, "slots: 1").await;
     let node = &herd.nodes()[0];
