@@ -133,7 +133,9 @@ async fn thirty_clients_on_an_unloaded_model_cause_one_load() {
         let address = proxy.address;
         let clients = (0..30).map(|at| {
             let (path, body) = STREAMS[at % STREAMS.len()];
-            tokio::spawn(async move { client::post_once(address, path, body).await })
+            // Slow enough that many wait for long while the copy is full, yet shorter than `cold_spill_after`.
+            let body = body.replacen('{', r#"{"sim":{"tokens":20,"pace_ms":10},"#, 1);
+            tokio::spawn(async move { client::post_once(address, path, &body).await })
         });
         for client in clients.collect::<Vec<_>>() {
             let answer = client.await.unwrap();
