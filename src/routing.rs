@@ -217,5 +217,5 @@ fn may_leave_the_house(snapshot: &Snapshot, node: NodeId) -> bool {
     snapshot.nodes.get(node.0 as usize).is_some_and(|n| n.cloud)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(proxy_loom)))]
 mod tests;

@@ -17,6 +17,7 @@
 //! ```
 
 mod cell;
+mod links;
 #[cfg(all(test, proxy_loom))]
 mod model;
 mod model_word;

@@ -61,6 +61,13 @@ impl Hint {
         self.0.store(value, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Replaces the value by a higher one; does not touch it otherwise.
+    pub fn raise(&self, to: u64) {
+        if self.get() < to {
+            self.set(to);
+        }
+    }
+
     /// Adds one and loses it when another thread does the same at once: cheaper than a locked addition.
     pub fn bump(&self) -> u64 {
         let value = self.get();

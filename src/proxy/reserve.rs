@@ -262,7 +262,7 @@ fn accept(local: &Rc<Local>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Opti
         Some((candidate.pair.clone(), snapshot.nodes[candidate.node.0 as usize].clone()))
     });
     let Some((pair, view)) = found else {
-        cell.release();
+        cell.return_unused(taken);
         return None;
     };
     let permit = Permit::new(pair.clone(), local.id, taken);

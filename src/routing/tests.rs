@@ -1,4 +1,5 @@
 //! Routing against small herds: each test names the rule of the order it would see broken.
+#![expect(clippy::unwrap_used, reason = "tests: a panic is a failed test")]
 
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};

@@ -10,9 +10,10 @@ use crossbeam::utils::CachePadded;
 
 use crate::clock::Millis;
 use crate::ids::{CellId, NodeId};
+use crate::slots::links::Links;
 use crate::slots::waiters::Granted;
 use crate::slots::{NodeWord, Queue, pairing_fence};
-use crate::sync::{Arc, AtomicU64, Hint, Ordering, Swapped};
+use crate::sync::{Arc, AtomicU64, Hint, Ordering};
 
 const COUNT_MAX: u64 = (1 << 24) - 1;
 const LIMIT_SHIFT: u32 = 24;
@@ -131,10 +132,8 @@ pub struct Cell {
     known_loaded: Hint,
     /// When LOADING was set last; written before the flag, published by it.
     loading_since: AtomicU64,
-    /// The queues whose waiters this cell can serve (one, unless several names share the weights).
-    links: Swapped<Vec<Arc<Queue>>>,
-    /// Where the next round over the queues starts, so that none starves.
-    turn: Hint,
+    /// The queues whose waiters this cell can serve.
+    links: Links,
 }
 
 impl Cell {
@@ -148,8 +147,7 @@ impl Cell {
             word: CachePadded::new(AtomicU64::new(limit_bits(limit))),
             known_loaded: Hint::default(),
             loading_since: AtomicU64::new(0),
-            links: Swapped::new(Vec::new()),
-            turn: Hint::default(),
+            links: Links::new(),
         }
     }
 
@@ -210,7 +208,7 @@ impl Cell {
 
     /// The copy is loaded: a success of ours, or `/api/ps` shows it. Then serves waiters (all of them if the limit is soft).
     pub fn mark_loaded(self: &Arc<Self>, now: Millis) {
-        self.known_loaded.set(now);
+        self.known_loaded.raise(now);
         let mut word = self.word.load(Ordering::Relaxed);
         // A permit in flight keeps LOADED from being cleared, so a success may trust this reading.
         while word & (LOADED | LOADING) != LOADED {
@@ -285,30 +283,27 @@ impl Cell {
     /// Lets this cell serve the waiters of `queue`, then offers. No effect if it does already. Written by the poller alone;
     /// link only queues of names that may be sent to this node.
     pub fn link(self: &Arc<Self>, queue: Arc<Queue>) {
-        if !self.links.load().iter().any(|q| Arc::ptr_eq(q, &queue)) {
-            self.links.update(|links| links.iter().chain([&queue]).cloned().collect());
+        if self.links.add(queue) {
             self.offer();
         }
     }
 
     /// The name is gone from this node: its waiters get no further slot of this cell.
     pub fn unlink(&self, queue: &Arc<Queue>) {
-        if self.links.load().iter().any(|q| Arc::ptr_eq(q, queue)) {
-            self.links.update(|links| links.iter().filter(|q| !Arc::ptr_eq(q, queue)).cloned().collect());
-        }
+        self.links.remove(queue);
     }
 
     /// The queues this cell can serve.
     #[must_use]
     pub fn links(&self) -> Vec<Arc<Queue>> {
-        self.links.load().to_vec()
+        self.links.all()
     }
 
     /// Capacity appeared without a release: while someone waits and a slot can be taken, grants it.
     pub fn offer(self: &Arc<Self>) {
         pairing_fence();
         while self.is_wanted() && (self.try_take_warm() || self.try_take_over()) {
-            if !self.hand_over(&Granted::Warm(Arc::clone(self))) {
+            if !self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
                 self.give_back();
                 pairing_fence();
             }
@@ -317,16 +312,25 @@ impl Cell {
 
     /// Gives back one held slot: to a waiter if this cell may serve one, else to the count.
     pub fn release(self: &Arc<Self>) {
-        if self.is_wanted() && self.may_hand_over() && self.hand_over(&Granted::Warm(Arc::clone(self))) {
+        if self.is_wanted() && self.may_hand_over() && self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
             return;
         }
         self.give_back();
         self.offer();
     }
 
+    /// Gives back a slot that was taken or granted and never became a [`crate::slots::Permit`]; a cold one is a failed load
+    /// (the name's [`crate::slots::ModelWord`] notices when it is next looked at).
+    pub fn return_unused(self: &Arc<Self>, taken: Taken) {
+        if taken == Taken::Cold {
+            self.mark_load_failed();
+        }
+        self.release();
+    }
+
     /// Some linked queue holds a waiter this cell may serve (cancelled entries of a tail count until they are popped).
     fn is_wanted(&self) -> bool {
-        self.links.load().iter().any(|queue| queue.wants(self))
+        self.links.any(|queue| queue.wants(self))
     }
 
     fn may_hand_over(&self) -> bool {
@@ -334,13 +338,6 @@ impl Cell {
         let within = word & COUNT_MAX <= word >> LIMIT_SHIFT & COUNT_MAX;
         let serves = if word & SOFT != 0 { within || word & LOADED != 0 } else { within };
         serves && word & (LOADED | LOADING) != 0 && self.node_word.is_open()
-    }
-
-    /// Passes a held slot to the first waiter of a linked queue that takes it.
-    fn hand_over(self: &Arc<Self>, slot: &Granted) -> bool {
-        let links = self.links.load();
-        let start = if links.len() > 1 { usize::try_from(self.turn.bump()).unwrap_or(0) % links.len() } else { 0 };
-        links.iter().cycle().skip(start).take(links.len()).any(|queue| queue.serve(self, slot))
     }
 
     /// Gives a held slot back to the count without looking for waiters.

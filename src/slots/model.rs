@@ -6,6 +6,7 @@
 
 use std::cell::Cell as Flag;
 use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
 
 use loom::future::block_on;
 use loom::thread;
@@ -68,21 +69,13 @@ fn wait(queue: &Arc<Queue>, cells: &[Arc<Cell>], wants: Wants) -> Grant {
 }
 
 fn wait_for_slot(queue: &Arc<Queue>, cells: &[Arc<Cell>], wants: Wants) -> Arc<Cell> {
-    match wait(queue, cells, wants) {
-        Grant::Slot { cell, .. } => cell,
-        Grant::Refused => panic!("refused"),
-    }
+    slot_of(wait(queue, cells, wants))
 }
 
-/// Joins, looks once, leaves.
-fn wait_a_moment(queue: &Arc<Queue>, cells: &[Arc<Cell>]) {
-    let mut waiting = Waiting::join(queue, Wants::ANY).unwrap();
-    let waker = std::task::Waker::noop();
-    let mut cx = std::task::Context::from_waker(waker);
-    if let std::task::Poll::Ready(Grant::Slot { cell, .. }) =
-        waiting.poll_grant(&mut cx, &mut || take_of(cells, Wants::ANY))
-    {
-        cell.release();
+fn slot_of(grant: Grant) -> Arc<Cell> {
+    match grant {
+        Grant::Slot { cell, .. } => cell,
+        Grant::Refused => panic!("refused"),
     }
 }
 
@@ -93,6 +86,7 @@ fn assert_at_rest(cells: &[&Arc<Cell>], queues: &[&Arc<Queue>]) {
     }
     for queue in queues {
         assert_eq!(queue.len(), 0, "waiters at rest");
+        queue.settle();
     }
 }
 
@@ -160,7 +154,23 @@ fn twin_without_fences_loses_a_wake() {
 
 #[test]
 fn two_waiters_one_slot() {
-    explore(2, || {
+    explore(3, || {
+        let queue = queue();
+        let cell = full_cell(A, &queue);
+        let waiter = {
+            let (queue, cell) = (Arc::clone(&queue), Arc::clone(&cell));
+            thread::spawn(move || wait_for_slot(&queue, &[cell], Wants::ANY).release())
+        };
+        cell.release();
+        wait_for_slot(&queue, &[Arc::clone(&cell)], Wants::ANY).release();
+        waiter.join().unwrap();
+        assert_at_rest(&[&cell], &[&queue]);
+    });
+}
+
+#[test]
+fn two_waiters_one_slot_by_three_threads() {
+    explore(1, || {
         let queue = queue();
         let cell = full_cell(A, &queue);
         let waiter = {
@@ -180,13 +190,34 @@ fn two_waiters_one_slot() {
 
 #[test]
 fn cancelled_waiter_passes_its_grant_on() {
+    explore(3, || {
+        let queue = queue();
+        let cell = full_cell(A, &queue);
+        let releaser = {
+            let cell = Arc::clone(&cell);
+            thread::spawn(move || cell.release())
+        };
+        // Joins, looks once, leaves.
+        let cells = [Arc::clone(&cell)];
+        let mut leaver = Waiting::join(&queue, Wants::ANY).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Grant::Slot { cell, .. }) = leaver.poll_grant(&mut cx, &mut || take_of(&cells, Wants::ANY)) {
+            cell.release();
+        }
+        drop(leaver);
+        wait_for_slot(&queue, &cells, Wants::ANY).release();
+        releaser.join().unwrap();
+        assert_at_rest(&[&cell], &[&queue]);
+    });
+}
+
+#[test]
+fn cancelled_waiter_costs_the_next_nothing() {
     explore(2, || {
         let queue = queue();
         let cell = full_cell(A, &queue);
-        let leaver = {
-            let (queue, cell) = (Arc::clone(&queue), Arc::clone(&cell));
-            thread::spawn(move || wait_a_moment(&queue, &[cell]))
-        };
+        let first = Waiting::join(&queue, Wants::ANY).unwrap();
+        let leaver = thread::spawn(move || drop(first));
         let releaser = {
             let cell = Arc::clone(&cell);
             thread::spawn(move || cell.release())
@@ -198,19 +229,35 @@ fn cancelled_waiter_passes_its_grant_on() {
     });
 }
 
+/// No slack: the second entry that lingers makes its canceller sweep, and the waiter moves to the head's place.
+fn swept() -> (Arc<Queue>, Arc<Cell>, Waiting) {
+    let queue = Arc::new(Queue::with_slack(8, 0));
+    let cell = full_cell(A, &queue);
+    let [first, second] = [(); 2].map(|()| Waiting::join(&queue, Wants::ANY).unwrap());
+    drop(first);
+    (queue, cell, second)
+}
+
 #[test]
 fn swept_queue_loses_nobody() {
-    explore(2, || {
-        // No slack: the first entry that lingers makes its canceller sweep, and the waiter moves to the head's place.
-        let queue = Arc::new(Queue::with_slack(8, 0));
-        let cell = full_cell(A, &queue);
-        let leaver = {
-            let (queue, cell) = (Arc::clone(&queue), Arc::clone(&cell));
-            thread::spawn(move || {
-                drop((0..3).map(|_| Waiting::join(&queue, Wants::ANY).unwrap()).collect::<Vec<_>>());
-                drop(cell);
-            })
-        };
+    explore(3, || {
+        let (queue, cell, second) = swept();
+        let mut waiting = Waiting::join(&queue, Wants::ANY).unwrap();
+        let leaver = thread::spawn(move || drop(second));
+        cell.release();
+        let cells = [Arc::clone(&cell)];
+        slot_of(block_on(poll_fn(|cx| waiting.poll_grant(cx, &mut || take_of(&cells, Wants::ANY))))).release();
+        drop(waiting);
+        leaver.join().unwrap();
+        assert_at_rest(&[&cell], &[&queue]);
+    });
+}
+
+#[test]
+fn swept_queue_loses_nobody_by_three_threads() {
+    explore(1, || {
+        let (queue, cell, second) = swept();
+        let leaver = thread::spawn(move || drop(second));
         let releaser = {
             let cell = Arc::clone(&cell);
             thread::spawn(move || cell.release())
@@ -289,10 +336,11 @@ fn soft_copy_serves_beyond_its_limit_once_loaded() {
 #[test]
 fn linked_queue_is_served() {
     explore(3, || {
-        // Linked while its only slot is on the way back.
+        // Linked while its only slot is on the way back; the waiter's own look does not know the cell yet.
         let queue = queue();
         let cell = loaded_cell(A, Limit::Hard(1));
         assert!(cell.try_take_warm());
+        let mut waiting = Waiting::join(&queue, Wants::ANY).unwrap();
         let linker = {
             let (cell, queue) = (Arc::clone(&cell), Arc::clone(&queue));
             thread::spawn(move || cell.link(queue))
@@ -301,11 +349,9 @@ fn linked_queue_is_served() {
             let cell = Arc::clone(&cell);
             thread::spawn(move || cell.release())
         };
-        // This waiter never looks for itself (its own snapshot does not know the cell yet).
-        let mut waiting = Waiting::join(&queue, Wants::ANY).unwrap();
         let grant = block_on(poll_fn(|cx| waiting.poll_grant(cx, &mut || None)));
-        let Grant::Slot { cell: got, .. } = grant else { panic!("refused") };
-        got.release();
+        slot_of(grant).release();
+        drop(waiting);
         linker.join().unwrap();
         releaser.join().unwrap();
         assert_at_rest(&[&cell], &[&queue]);
@@ -400,7 +446,28 @@ fn refusal_races_a_grant() {
 
 #[test]
 fn two_queues_on_one_cell() {
-    explore(2, || {
+    explore(3, || {
+        let queues = [queue(), queue()];
+        let cell = full_cell(A, &queues[0]);
+        cell.link(Arc::clone(&queues[1]));
+        let mut first = Waiting::join(&queues[0], Wants::ANY).unwrap();
+        let waiter = {
+            let (queue, cell) = (Arc::clone(&queues[1]), Arc::clone(&cell));
+            thread::spawn(move || wait_for_slot(&queue, &[cell], Wants::ANY).release())
+        };
+        cell.release();
+        let cells = [Arc::clone(&cell)];
+        let grant = block_on(poll_fn(|cx| first.poll_grant(cx, &mut || take_of(&cells, Wants::ANY))));
+        slot_of(grant).release();
+        drop(first);
+        waiter.join().unwrap();
+        assert_at_rest(&[&cell], &[&queues[0], &queues[1]]);
+    });
+}
+
+#[test]
+fn two_queues_on_one_cell_by_three_threads() {
+    explore(1, || {
         let queues = [queue(), queue()];
         let cell = full_cell(A, &queues[0]);
         cell.link(Arc::clone(&queues[1]));
@@ -421,7 +488,7 @@ fn two_queues_on_one_cell() {
 
 #[test]
 fn node_reopens_while_a_slot_is_released() {
-    explore(3, || {
+    explore(2, || {
         let queue = queue();
         let cell = full_cell(A, &queue);
         let breaker = {
@@ -581,7 +648,7 @@ fn cold_permit_loads_for_the_waiter() {
 
 #[test]
 fn dropped_cold_permit_meets_a_poll_that_shows_the_model() {
-    explore(3, || {
+    explore(2, || {
         let queue = queue();
         let cell = Arc::new(Cell::new(CellId(0), A, open_node(), Limit::Hard(1)));
         cell.link(Arc::clone(&queue));

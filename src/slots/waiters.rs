@@ -294,6 +294,12 @@ impl Queue {
         self.sweeping.store(false, Ordering::Release);
     }
 
+    /// Forgets what the model's lists keep for late readers, which would hold queue and cell in a circle.
+    #[cfg(all(test, proxy_loom))]
+    pub(super) fn settle(&self) {
+        self.head.settle();
+    }
+
     fn admit(&self) -> Result<(), QueueFull> {
         let mut live = self.live.load(Ordering::Relaxed);
         loop {
@@ -381,15 +387,12 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.collected {
-            return;
-        }
-        if self.leave() {
-            if let Some(slot) = self.waiter.slot.get() {
-                slot.undo();
-            }
-        } else {
-            self.waiter.waker.forget();
+        let granted = !self.collected && self.leave();
+        // The entry may outlive this place in the queue; the task behind the waker must not.
+        self.waiter.waker.forget();
+        if granted && let Some(slot) = self.waiter.slot.get() {
+            slot.undo();
+        } else if !self.collected {
             self.queue.tidy();
         }
     }

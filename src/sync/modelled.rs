@@ -127,6 +127,11 @@ impl<T: Clone> OneShot<T> {
         self.written.store(1, Ordering::Relaxed);
     }
 
+    /// What `look` makes of the value, if the write is visible.
+    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.get().map(|value| look(&value))
+    }
+
     /// A copy of the value, if the write is visible: Relaxed, so that the caller's own pair has to carry it.
     pub fn get(&self) -> Option<T> {
         if self.written.load(Ordering::Relaxed) == 0 {
@@ -175,6 +180,17 @@ impl<T> Swapped<T> {
                 Err(now) => current = now,
             }
         }
+    }
+
+    /// Drops every version but the last; no thread may read any more.
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
+        let current = self.current.load(Ordering::Acquire);
+        let keep = self.version(current);
+        let mut versions = self.versions.lock().unwrap_or_else(|e| e.into_inner());
+        let last = versions.len();
+        versions.clear();
+        versions.resize(last, keep);
     }
 
     fn version(&self, at: usize) -> Arc<T> {

@@ -50,6 +50,11 @@ impl<T: Clone> OneShot<T> {
         debug_assert!(first, "a one-shot slot is written once");
     }
 
+    /// What `look` makes of the value, if written.
+    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.0.get().map(look)
+    }
+
     /// A copy of the value, if written.
     #[must_use]
     pub fn get(&self) -> Option<T> {
