@@ -88,18 +88,9 @@ pub async fn serve(local: Rc<Local>, stream: TcpStream, reserved: bool) {
 async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutBody> {
     client.watch.disarm();
     let family = family_of(request.uri().path());
-    let mut handling = pin!(checked(&client, request));
-    let handled = std::future::poll_fn(|cx| {
-        let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handling.as_mut().poll(cx)));
-        match poll {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
-            Err(_) => Poll::Ready(Err(())),
-        }
-    });
-    let mut response = match handled.await {
-        Ok(response) => response,
-        Err(()) => {
+    let mut response = match caught(checked(&client, request)).await {
+        Some(response) => response,
+        None => {
             tracing::error!("a handler panicked; its request is answered with 500");
             client.local.tally(Tally::Panics);
             let mut response =
@@ -115,6 +106,20 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutB
         answer::close(&mut response);
     }
     response
+}
+
+/// What a future comes to; `None` if it panics. What it held was given back while it unwound.
+async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        match poll {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
 }
 
 /// Whose shapes an error on this path takes, before its route is known.
@@ -304,4 +309,38 @@ fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
     }
     *response.body_mut() = OutBody::empty();
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::slots::{Cell, Limit, NodeWord, Pair, Permit, Taken};
+    use crate::sync::Arc;
+    use crate::usage::counters::PairCounters;
+
+    /// A slot of a node that is up.
+    fn permit() -> (Arc<Cell>, Permit) {
+        let word = Arc::new(NodeWord::new());
+        word.set_up(true);
+        let cell = Arc::new(Cell::new(crate::ids::CellId(0), crate::ids::NodeId(0), word, Limit::Hard(1)));
+        cell.mark_loaded(Clock::manual(0).now());
+        assert!(cell.try_take_warm());
+        let counters = Arc::new(PairCounters::new(1));
+        let pair = Pair { cell: cell.clone(), counters, model: crate::ids::ModelId(2), model_word: None };
+        (cell, Permit::new(Arc::new(pair), crate::ids::WorkerId(0), Taken::Warm))
+    }
+
+    #[tokio::test]
+    async fn i1_a_panic_costs_its_own_request_and_gives_the_slot_back() {
+        let (cell, permit) = permit();
+        let panics = async move {
+            let _held = permit;
+            tokio::task::yield_now().await;
+            panic!("as a handler with a bug would");
+        };
+        assert_eq!(caught(panics).await, None::<()>);
+        assert_eq!(cell.view().in_flight, 0);
+        assert_eq!(caught(async { 7 }).await, Some(7));
+    }
 }

@@ -11,7 +11,7 @@ use crate::proxy::local::Local;
 use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::slots::Pair;
 use crate::sync::Arc;
-use crate::usage::{Ending, Outcome};
+use crate::usage::{Ending, Outcome, Rejection};
 
 /// What is known of a request until it ends.
 pub struct Ticket {
@@ -109,6 +109,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return self.end(Ending::Rejected(Rejection::Internal), &TailReport::default());
+        }
         // Never zero for unknown (I3): what was sent to a node counts as an estimate.
         let report = self.sent.filter(|_| self.open).map(|sent| Tail::new(self.route, false).finish(&sent));
         self.end(Ending::ClientGone, &report.unwrap_or_default());
