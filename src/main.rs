@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use herdgate::clock::Clock;
-use herdgate::config::{self, Config, Flags, LogFormat, Sources};
+use herdgate::config::{self, Config, Flags, LogFormat, Sources, UsageInjection};
 use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, StartError};
 use herdgate::sim::{self, SimArgs};
@@ -158,6 +158,12 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let shutdown = config.shutdown.clone();
     for line in config::describe(&config).lines() {
         tracing::info!("{line}");
+    }
+    if config.ledger.usage_injection == UsageInjection::Auto {
+        tracing::info!(
+            "usage_injection is auto: Ollama nodes are asked for the usage of /v1/chat/completions streams whose client \
+             did not ask, and the event that answers it is taken out again"
+        );
     }
     let exposed = !config.listen.ip().is_loopback() && config.router_keys.is_empty();
     let gate = match Gate::start(config, Clock::system()) {
