@@ -26,6 +26,7 @@ mod unload;
 pub mod upstream;
 pub mod watch;
 mod wire;
+mod word;
 
 use std::rc::Rc;
 

@@ -184,7 +184,7 @@ fn judge(bytes: &[u8]) -> Event {
         Some(b'{') => {}
         _ => return Event::Ordinary,
     }
-    let mut probe = Probe::new(Route::V1Chat);
+    let mut probe = Probe::of_no_choices();
     probe.feed(line);
     let no_choices = match probe.record().choices_empty {
         Some(false) => return Event::Ordinary,

@@ -25,8 +25,8 @@ use verdict::Passed;
 pub const WINDOW_BYTES: usize = 2048;
 /// A longer line is read as it passes. Half a window, so that the last line and what precedes it both fit.
 pub const LONG_LINE_BYTES: usize = WINDOW_BYTES / 2;
-/// Lines with data that are read at the end: what counts is within the last three (text, usage, end mark).
-const LINES_READ: usize = 4;
+/// Lines with data that are read at the end of events: what counts is within the last three (text, usage, end mark).
+const LINES_READ: usize = 3;
 
 /// What the counting must know of the request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,6 +183,7 @@ impl Tail {
         if self.line_bytes + payload.len() <= LONG_LINE_BYTES && !self.in_probe && !self.first_is_read() {
             self.window.push(payload);
             self.line_bytes = match memrchr(b'\n', payload) {
+                _ if self.last[1] == b'\n' => 0,
                 Some(at) => payload.len() - at - 1,
                 None => self.line_bytes + payload.len(),
             };
@@ -221,13 +222,18 @@ impl Tail {
         }
     }
 
+    /// How many of the last lines that have ended matter: of objects a line each, the last one says all.
+    fn lines_read(&self) -> usize {
+        if self.form == Form::Lines { 1 } else { LINES_READ }
+    }
+
     /// What all that passed says together.
     fn settled(&self) -> record::Facts {
         if self.in_probe || self.window.is_empty() {
             return self.probe.facts;
         }
         let mut probe = Probe::with(self.route, self.probe.facts);
-        read_lines(&mut probe, &self.window.in_order());
+        read_lines(&mut probe, &self.window.in_order(), self.lines_read());
         probe.facts
     }
 
@@ -236,7 +242,8 @@ impl Tail {
         if !self.window.is_empty() {
             // No more of what precedes the line than is there however the bytes were cut into pieces.
             let kept = self.window.in_order().last(self.line_bytes + WINDOW_BYTES - LONG_LINE_BYTES);
-            read_lines(&mut self.probe, &kept);
+            let lines = self.lines_read();
+            read_lines(&mut self.probe, &kept, lines);
             self.window.clear();
         }
         if self.line_bytes == 0 {
@@ -245,12 +252,13 @@ impl Tail {
     }
 }
 
-/// Reads the last lines that hold data, oldest first. The last one may be without its end, and is then left open.
-fn read_lines(probe: &mut Probe, kept: &Kept) {
+/// Reads the last lines that hold data, oldest first: so many that have ended, and what there is of the one that has not,
+/// which is left open.
+fn read_lines(probe: &mut Probe, kept: &Kept, wanted: usize) {
     let bytes = kept.bytes();
-    let mut lines = [&bytes[..0]; LINES_READ];
-    let (mut found, mut end) = (0, bytes.len());
-    while found < LINES_READ && end > 0 {
+    let mut lines = [&bytes[..0]; LINES_READ + 1];
+    let (mut found, mut ended, mut end) = (0, 0, bytes.len());
+    while ended < wanted.min(LINES_READ) && end > 0 {
         let start = match memrchr(b'\n', &bytes[..end - 1]) {
             Some(at) => at + 1,
             // Its beginning is gone.
@@ -258,9 +266,11 @@ fn read_lines(probe: &mut Probe, kept: &Kept) {
             None => 0,
         };
         let line = &bytes[start..end];
-        if is_data(line) || line.last() != Some(&b'\n') {
+        let has_ended = line.last() == Some(&b'\n');
+        if is_data(line) || !has_ended {
             lines[found] = line;
             found += 1;
+            ended += usize::from(has_ended);
         }
         end = start;
     }
@@ -322,6 +332,12 @@ impl Window {
 
     fn push(&mut self, bytes: &[u8]) {
         let ring = self.ring.get_or_insert_with(|| Box::new([0; WINDOW_BYTES]));
+        let at = self.pushed % WINDOW_BYTES;
+        if let Some(room) = ring.get_mut(at..at + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.pushed += bytes.len();
+            return;
+        }
         // Of more than a window only the end would stay.
         let skipped = bytes.len().saturating_sub(WINDOW_BYTES);
         self.pushed += skipped;

@@ -8,6 +8,7 @@ use memchr::{memchr, memchr2};
 
 use super::record::{Facts, Record};
 use crate::dialect::Route;
+use crate::proxy::word;
 
 /// Bytes kept of a key or a short value: the longest id worth repeating. Longer ones are not of interest.
 const KEPT_BYTES: usize = 64;
@@ -107,6 +108,8 @@ pub(crate) struct Probe {
     /// Bytes in `kept`; beyond its length the text was longer.
     kept_bytes: usize,
     route: Route,
+    /// Nothing is read beyond the first `choices` that are not empty.
+    choices_only: bool,
 }
 
 impl Probe {
@@ -127,7 +130,13 @@ impl Probe {
             kept: [0; KEPT_BYTES],
             kept_bytes: 0,
             route,
+            choices_only: false,
         }
+    }
+
+    /// A reader that gives up on a record as soon as it has `choices` that are not empty.
+    pub(crate) fn of_no_choices() -> Self {
+        Self { choices_only: true, ..Self::new(Route::V1Chat) }
     }
 
     /// What the record that has begun says so far.
@@ -151,7 +160,7 @@ impl Probe {
         while let Some(&byte) = bytes.first() {
             let used = match self.state {
                 State::Between => self.between(bytes),
-                State::Key => self.before_key(byte),
+                State::Key => self.before_key(byte, bytes),
                 State::InKey => self.in_key(bytes),
                 State::InKeyEscape => {
                     self.kept_bytes = KEPT_BYTES + 1;
@@ -161,7 +170,7 @@ impl Probe {
                     b':' => self.to(State::Value),
                     _ => self.space_or_lost(byte),
                 },
-                State::Value => self.value(byte),
+                State::Value => self.value(byte, bytes),
                 State::InString => self.in_string(bytes),
                 State::InStringEscape => {
                     self.kept_bytes = KEPT_BYTES + 1;
@@ -222,12 +231,20 @@ impl Probe {
         self.to(State::Between)
     }
 
-    fn before_key(&mut self, byte: u8) -> usize {
+    fn before_key(&mut self, byte: u8, bytes: &[u8]) -> usize {
         match byte {
-            b'"' => {
-                self.kept_bytes = 0;
-                self.to(State::InKey)
-            }
+            b'"' => match whole_string(bytes) {
+                // The key is here whole, as nearly always, and its colon too.
+                Some(key) if bytes.get(key.len() + 2) == Some(&b':') => {
+                    self.slot = self.slot_of(key);
+                    self.state = State::Value;
+                    key.len() + 3
+                }
+                _ => {
+                    self.kept_bytes = 0;
+                    self.to(State::InKey)
+                }
+            },
             b'}' => self.leave(),
             _ => self.space_or_lost(byte),
         }
@@ -236,7 +253,7 @@ impl Probe {
     fn in_key(&mut self, bytes: &[u8]) -> usize {
         match self.keep_until_quote(bytes) {
             (used, Some(b'"')) => {
-                self.slot = self.slot_of_key();
+                self.slot = self.kept.get(..self.kept_bytes).map_or(Slot::Other, |key| self.slot_of(key));
                 self.state = State::Colon;
                 used
             }
@@ -285,12 +302,19 @@ impl Probe {
         }
     }
 
-    fn value(&mut self, byte: u8) -> usize {
+    fn value(&mut self, byte: u8, bytes: &[u8]) -> usize {
         match byte {
-            b'"' => {
-                self.kept_bytes = 0;
-                self.to(State::InString)
-            }
+            b'"' => match whole_string(bytes) {
+                Some(text) => {
+                    self.record.string(self.slot, Some(text));
+                    self.state = State::AfterValue;
+                    text.len() + 2
+                }
+                None => {
+                    self.kept_bytes = 0;
+                    self.to(State::InString)
+                }
+            },
             b'{' => {
                 self.record.container(self.slot);
                 match self.slot {
@@ -330,6 +354,9 @@ impl Probe {
         if byte == b']' {
             return self.to(State::AfterValue);
         }
+        if self.choices_only {
+            return self.to(State::Lost);
+        }
         self.start_skip();
         0
     }
@@ -362,8 +389,7 @@ impl Probe {
         at + 1
     }
 
-    fn slot_of_key(&self) -> Slot {
-        let Some(key) = self.kept.get(..self.kept_bytes) else { return Slot::Other };
+    fn slot_of(&self, key: &[u8]) -> Slot {
         let place = self.entered.checked_sub(1).and_then(|at| self.places.get(at));
         match place {
             Some(Place::Top) => self.slot_at_top(key),
@@ -419,14 +445,32 @@ impl Probe {
     }
 }
 
-/// Where the next quote, bracket or brace is. Lists of numbers (embeddings, contexts) are megabytes of none of them, so
-/// whole blocks are tested in a form that the compiler turns into vector instructions.
+/// The short string that begins here with its quote, if it is here whole and without an escape.
+fn whole_string(bytes: &[u8]) -> Option<&[u8]> {
+    let text = bytes.get(1..)?;
+    let end = text.iter().take(KEPT_BYTES + 1).position(|&byte| matches!(byte, b'"' | b'\\'))?;
+    if text.get(end) == Some(&b'"') { text.get(..end) } else { None }
+}
+
+/// Where the next quote, bracket or brace is. They stand close together in ordinary records, but lists of numbers
+/// (embeddings, contexts) are megabytes without one, so after a few words whole blocks are tested, in a form that the
+/// compiler turns into vector instructions.
 fn structural(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 32;
-    // Brackets and braces differ in one bit.
+    let mut at = 0;
+    for chunk in bytes.chunks_exact(8).take(BLOCK / 8) {
+        let text = word::of(chunk)?;
+        // Brackets and braces differ in one bit.
+        let braces = word::equal(word::folded(text), b'{') | word::equal(word::folded(text), b'}');
+        if let Some(hit) = word::first(braces | word::equal(text, b'"')) {
+            return Some(at + hit);
+        }
+        at += 8;
+    }
     let of_interest = |byte: u8| byte == b'"' || byte | 0x20 == b'{' || byte | 0x20 == b'}';
-    let plain = bytes.chunks_exact(BLOCK).take_while(|block| !block.iter().fold(false, |hit, &b| hit | of_interest(b)));
+    let rest = bytes.get(at..)?;
+    let plain = rest.chunks_exact(BLOCK).take_while(|block| !block.iter().fold(false, |hit, &b| hit | of_interest(b)));
     let from = plain.count() * BLOCK;
-    let at = bytes.get(from..)?.iter().position(|&byte| of_interest(byte))?;
-    Some(from + at)
+    let hit = rest.get(from..)?.iter().position(|&byte| of_interest(byte))?;
+    Some(at + from + hit)
 }
