@@ -1,10 +1,14 @@
-//! A global allocator that counts what worker threads allocate while it is armed. For `tests/counting.rs` alone.
+//! A global allocator that counts what worker threads allocate while it is armed, and where. For `tests/counting.rs`
+//! alone.
 //!
-//! Only threads named `worker-…` are counted: the client, the simulated node, ledger and control threads are not.
-//! What is counted are calls that may take memory: alloc, alloc_zeroed and realloc.
+//! Only threads named `worker-…` are counted: the client, the node, ledger and control threads are not.
+//! What is counted are calls that may take memory: alloc, alloc_zeroed and realloc. Each one's call stack is kept
+//! when asked for ([`arm_with_stacks`]); nothing that is done for it is counted.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 #![expect(unsafe_code, reason = "GlobalAlloc is an unsafe trait; every call goes to the system's allocator as it came")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
 use std::cell::Cell;
 
 use herdgate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -13,14 +17,27 @@ use herdgate::sync::{AtomicBool, AtomicU64, Ordering};
 pub(crate) struct Counting;
 
 static ARMED: AtomicBool = AtomicBool::new(false);
+static WITH_STACKS: AtomicBool = AtomicBool::new(false);
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "cold: a worker waits for nobody while stacks are taken, but that is no measurement"
+)]
+static STACKS: std::sync::Mutex<Vec<Taken>> = std::sync::Mutex::new(Vec::new());
+
+/// One allocation and who asked for it.
+pub(crate) struct Taken {
+    pub(crate) bytes: usize,
+    pub(crate) stack: Backtrace,
+}
 
 /// What is known of the calling thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Thread {
     Unknown,
-    /// Its name is being read, which allocates.
+    /// Its name is being read, or a stack taken: both allocate.
     Asking,
     Worker,
     Other,
@@ -43,6 +60,19 @@ pub(crate) fn disarm() -> (u64, u64) {
     (CALLS.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed))
 }
 
+/// Starts to count from zero, and keeps the stack of each allocation.
+pub(crate) fn arm_with_stacks() {
+    WITH_STACKS.store(true, Ordering::Relaxed);
+    arm();
+}
+
+/// Stops; the allocations since [`arm_with_stacks`] in their order.
+pub(crate) fn disarm_with_stacks() -> Vec<Taken> {
+    disarm();
+    WITH_STACKS.store(false, Ordering::Relaxed);
+    std::mem::take(&mut STACKS.lock().unwrap())
+}
+
 fn note(bytes: usize) {
     if !ARMED.load(Ordering::Relaxed) {
         return;
@@ -58,7 +88,18 @@ fn note(bytes: usize) {
     if counted == Ok(true) {
         CALLS.fetch_add(1, Ordering::Relaxed);
         BYTES.fetch_add(bytes as u64, Ordering::Relaxed);
+        if WITH_STACKS.load(Ordering::Relaxed) {
+            keep(bytes);
+        }
     }
+}
+
+/// Takes the stack; what that allocates is not counted, nor does it come back here.
+fn keep(bytes: usize) {
+    THREAD.set(Thread::Asking);
+    // Symbols are looked up when it is printed.
+    STACKS.lock().unwrap().push(Taken { bytes, stack: Backtrace::force_capture() });
+    THREAD.set(Thread::Worker);
 }
 
 // SAFETY: every call is passed on unchanged, so the system's allocator keeps the contract; counting touches only

@@ -5,3 +5,4 @@
 pub mod client;
 pub mod proxy;
 pub mod scripted;
+pub mod steady;
