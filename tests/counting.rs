@@ -53,10 +53,9 @@ const LOOKED_AT: u64 = 50;
 impl Case {
     async fn start(&self) -> Steady {
         let mut steady = Steady::start(self.path, self.load, 1).await;
-        steady.run(WARM_UP).await;
         // Without this, a budget of none would hold as well if the worker went uncounted.
         allocations::arm();
-        steady.reconnect().await;
+        steady.connect().await;
         steady.run(1).await;
         let (calls, _) = allocations::disarm();
         assert!(calls > 0, "{}: a new connection allocates nothing: the worker is not counted", self.name);

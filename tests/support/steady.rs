@@ -1,20 +1,21 @@
 //! The proxy under a steady load whose every step is known: what `tests/counting.rs` and `tests/locks.rs` count over.
 //!
 //! Kept connections on both sides, a node that sends what it is told when it is told, one step at a time, so that no
-//! count depends on how fast anything is.
+//! count depends on how fast anything is. Several clients take their steps together: each asks, then each reads.
 
-use std::net::SocketAddr;
 use std::time::Duration;
+
+use herdgate::sync::Ordering;
 
 use super::client::{Client, request};
 use super::proxy::Proxy;
-use super::scripted::{Asked, Pace, Scripted, Step, answer, chunk, chunked_head, paced};
+use super::scripted::{Act, After, Asked, Pace, Scripted, Step, answer, chunk, chunked_head, paced};
 
 /// Chunks of a burst.
 pub const BURST: u64 = 64;
 
 /// Polled seldom, nothing timed out: the counts are about requests.
-const QUIET: &str = "health: { probe: 10s, ps: 60s, tags: 60s }";
+const QUIET: &str = "slots: 64\nhealth: { probe: 10s, ps: 60s, tags: 60s }";
 
 /// What ollama-python sends beside Host and Content-Length.
 const HEADERS: [(&str, &str); 5] = [
@@ -36,32 +37,31 @@ pub enum Load {
     Paced,
 }
 
-/// The proxy, its node, and one client connection in the middle of its work.
+/// The proxy, its node, and clients in the middle of their work.
 pub struct Steady {
     proxy: Proxy,
     node: Scripted,
-    pace: flume::Receiver<Pace>,
-    client: Client,
+    /// What drives the streams that the node began, in their order.
+    begun: flume::Receiver<Pace>,
+    clients: Vec<Connection>,
     path: &'static str,
     load: Load,
+}
+
+/// One client's connection.
+struct Connection {
+    client: Client,
     /// The stream that runs, for [`Load::Paced`].
     running: Option<Pace>,
 }
 
 impl Steady {
-    /// Starts all of it with so many workers, and asks until nothing is done for the first time any more.
+    /// Starts all of it with so many workers, and no client yet.
     pub async fn start(path: &'static str, load: Load, workers: usize) -> Self {
-        let (out, pace) = flume::bounded(64);
+        let (out, begun) = flume::bounded(64);
         let script = move |asked: &Asked| match load {
             Load::Short => answer("200 OK", "application/json; charset=utf-8", whole(asked.target()).as_bytes()),
-            Load::Burst => {
-                let target = asked.target();
-                let mut bytes = chunked_head(content_type(target));
-                (0..BURST - 1).for_each(|_| bytes.extend(chunk(piece(target).as_bytes())));
-                bytes.extend(chunk(last(target).as_bytes()));
-                bytes.extend(b"0\r\n\r\n");
-                super::scripted::Act::Bytes(bytes, super::scripted::After::Keep)
-            }
+            Load::Burst => burst(asked.target()),
             Load::Paced => {
                 let (sender, act) = paced();
                 sender.send(Step::Send(chunked_head(content_type(asked.target())))).unwrap();
@@ -72,32 +72,43 @@ impl Steady {
         let node = Scripted::start(&["m:latest"], script);
         let proxy = Proxy::start(&[node.url()], &format!("workers: {workers}\n{QUIET}")).await;
         proxy.until_listed("m:latest").await;
-        let client = Client::connect(proxy.address).await;
-        let mut steady = Self { proxy, node, pace, client, path, load, running: None };
-        if load == Load::Paced {
-            steady.begin().await;
+        Self { proxy, node, begun, clients: Vec::new(), path, load }
+    }
+
+    /// One more client; its stream has begun if it is to have one.
+    pub async fn connect(&mut self) {
+        let mut client = Client::connect(self.proxy.address).await;
+        let mut running = None;
+        if self.load == Load::Paced {
+            client.send(&self.request()).await;
+            self.node.next().await;
+            let begun = tokio::time::timeout(Duration::from_secs(60), self.begun.recv_async());
+            running = Some(begun.await.expect("the node was asked").unwrap());
+            assert_eq!(client.begin().await.expect("a head").status, 200);
         }
-        steady
+        self.clients.push(Connection { client, running });
     }
 
-    /// Where the proxy listens.
-    pub fn address(&self) -> SocketAddr {
-        self.proxy.address
+    /// Open connections of each worker.
+    pub fn spread(&self) -> Vec<u32> {
+        self.proxy.shared().gauges.iter().map(|worker| worker.connections.load(Ordering::Acquire)).collect()
     }
 
-    /// So many requests, bursts or chunks, one after the other.
+    /// So many requests, bursts or chunks of each client.
     pub async fn run(&mut self, count: u64) {
-        let bytes = request("POST", self.path, &HEADERS, body(self.load).as_bytes());
+        let (bytes, sent) = (self.request(), piece(self.path).into_bytes());
         for _ in 0..count {
-            match self.load {
-                Load::Paced => {
-                    let sent = piece(self.path).into_bytes();
-                    self.running.as_ref().unwrap().send(Step::Send(chunk(&sent))).unwrap();
-                    assert_eq!(self.client.chunk().await, Some(sent));
+            for Connection { client, running } in &mut self.clients {
+                match running {
+                    Some(pace) => pace.send(Step::Send(chunk(&sent))).unwrap(),
+                    None => client.send(&bytes).await,
                 }
-                Load::Short | Load::Burst => {
-                    self.client.send(&bytes).await;
-                    let answer = self.client.answer().await.expect("an answer");
+            }
+            for Connection { client, running } in &mut self.clients {
+                if running.is_some() {
+                    assert_eq!(client.chunk().await.as_ref(), Some(&sent));
+                } else {
+                    let answer = client.answer().await.expect("an answer");
                     assert_eq!((answer.status, answer.whole), (200, true), "{}", answer.text());
                     self.node.next().await;
                 }
@@ -105,40 +116,34 @@ impl Steady {
         }
     }
 
-    /// A further connection in place of the one so far.
-    pub async fn reconnect(&mut self) {
-        self.client = Client::connect(self.proxy.address).await;
-        if self.load == Load::Paced {
-            self.begin().await;
-        }
-    }
-
-    /// Starts the stream whose chunks [`Steady::run`] sends.
-    async fn begin(&mut self) {
-        self.client.send(&request("POST", self.path, &HEADERS, body(self.load).as_bytes())).await;
-        self.node.next().await;
-        let pace = tokio::time::timeout(Duration::from_secs(60), self.pace.recv_async());
-        self.running = Some(pace.await.expect("the node was asked").unwrap());
-        assert_eq!(self.client.begin().await.expect("a head").status, 200);
-    }
-
     /// Ends what runs, and the proxy.
-    pub async fn stop(mut self) {
-        if let Some(pace) = self.running.take() {
-            pace.send(Step::Send([chunk(last(self.path).as_bytes()), b"0\r\n\r\n".to_vec()].concat())).unwrap();
-            drop(pace);
-            while self.client.chunk().await.is_some() {}
+    pub async fn stop(self) {
+        for Connection { mut client, running } in self.clients {
+            if let Some(pace) = running {
+                pace.send(Step::Send([chunk(last(self.path).as_bytes()), b"0\r\n\r\n".to_vec()].concat())).unwrap();
+                drop(pace);
+                while client.chunk().await.is_some() {}
+            }
         }
-        drop(self.client);
         self.proxy.stop().await;
+    }
+
+    fn request(&self) -> Vec<u8> {
+        let stream = self.load != Load::Short;
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"hello"}}],"stream":{stream},"max_tokens":4,"options":{{"num_predict":4}}}}"#
+        );
+        request("POST", self.path, &HEADERS, body.as_bytes())
     }
 }
 
-fn body(load: Load) -> String {
-    let stream = load != Load::Short;
-    format!(
-        r#"{{"model":"m","messages":[{{"role":"user","content":"hello"}}],"stream":{stream},"max_tokens":4,"options":{{"num_predict":4}}}}"#
-    )
+/// Head, 64 chunks and end, all at once.
+fn burst(path: &str) -> Act {
+    let mut bytes = chunked_head(content_type(path));
+    (1..BURST).for_each(|_| bytes.extend(chunk(piece(path).as_bytes())));
+    bytes.extend(chunk(last(path).as_bytes()));
+    bytes.extend(b"0\r\n\r\n");
+    Act::Bytes(bytes, After::Keep)
 }
 
 fn content_type(path: &str) -> &'static str {
