@@ -1,0 +1,129 @@
+//! Child processes: pinned, bounded, ended by their own ids however the run ends.
+//!
+//! Called by `peers`, `run` and `flame`. Must never signal a process that it did not start.
+
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+
+/// Of everything that is measured, alike: before all ordinary work.
+const PRECEDENCE: i32 = -19;
+
+/// A child that ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child itself, for its pipes.
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Whether it has ended by itself, and how.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(|status| status.to_string())
+    }
+
+    /// Waits for its end; ends it when that takes longer.
+    pub(crate) fn wait(&mut self, time: Duration) -> anyhow::Result<()> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait()? {
+                return if status.success() { Ok(()) } else { bail!("ended with {status}") };
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("did not end within {time:?}")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended().is_some() {
+            return;
+        }
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        if self.wait(Duration::from_secs(5)).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Starts `program` pinned to `cpu`; it dies with this process.
+pub(crate) fn start(
+    cpu: usize,
+    program: &OsStr,
+    arguments: &[&OsStr],
+    pipes: (Stdio, Stdio, Stdio),
+) -> anyhow::Result<Running> {
+    let own = std::env::current_exe().context("this program's own path")?;
+    let child = Command::new(own)
+        .arg("exec")
+        .arg(cpu.to_string())
+        .arg(program)
+        .args(arguments)
+        .stdin(pipes.0)
+        .stdout(pipes.1)
+        .stderr(pipes.2)
+        .spawn()
+        .with_context(|| format!("starting {}", program.display()))?;
+    Ok(Running { child })
+}
+
+/// `herdgate-perf exec CPU PROGRAM …`: becomes the program, pinned, with the parent's death as its own.
+pub(crate) fn exec(cpu: usize, command: &[std::ffi::OsString]) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("death signal")?;
+    pin(cpu)?;
+    take_precedence();
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised).context("file limit")?;
+    let (program, arguments) = command.split_first().context("a program to start")?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
+}
+
+/// Other work on the machine must not sit between a request and its answer. Where this is not permitted, it may: all
+/// peers alike.
+fn take_precedence() {
+    // Kernels group processes by session and share cores among the groups first: a session of its own, then its weight.
+    let _ = rustix::process::setsid();
+    let _ = std::fs::write("/proc/self/autogroup", PRECEDENCE.to_string());
+    let _ = rustix::process::setpriority_process(None, PRECEDENCE);
+}
+
+/// Pins this process to a core; cores that it may not use are replaced by the last one it may.
+fn pin(cpu: usize) -> anyhow::Result<()> {
+    let allowed = cores()?;
+    let cpu = allowed.get(cpu).or(allowed.last()).copied().context("a core")?;
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set).context("pinning")
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> anyhow::Result<Vec<usize>> {
+    let set = rustix::thread::sched_getaffinity(None).context("affinity")?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+}
+
+/// The whole path of a program, if it is installed; where servers live is looked at too.
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
