@@ -10,18 +10,17 @@
 //! Time is the thread's own on a CPU (`/proc/thread-self/schedstat`), so a busy machine distorts little.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
+#[path = "support/herd.rs"]
+mod herd;
+
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use herdgate::config::NodeKind;
-use herdgate::fleet::progress::NodeProgress;
-use herdgate::fleet::{Candidate, Model, NodePs, NodeView, Snapshot, Target};
-use herdgate::ids::{CellId, ModelId, NodeId};
+use herdgate::fleet::{Model, Snapshot};
 use herdgate::routing::{AnyAsk, Ask, Choice, pick, pick_any};
-use herdgate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue, Taken};
+use herdgate::slots::{Limit, Taken};
 use herdgate::sync::{Arc, spawn_thread};
-use herdgate::usage::counters::PairCounters;
 
 const SIZES: [u32; 3] = [8, 64, 1_000];
 /// Decisions timed between two releases: many, since reading the time costs microseconds.
@@ -31,24 +30,13 @@ const LIMIT: u32 = 16_000_000;
 
 struct Herd {
     snapshot: Snapshot,
-    model: Model,
+    model: Arc<Model>,
 }
 
 impl Herd {
     fn new(count: u32, limit: Limit) -> Self {
-        let word = Arc::new(ModelWord::new());
-        let queue = Arc::new(Queue::new(1_024));
-        let nodes: Box<[_]> = (0..count).map(node).collect();
-        let candidate = |node: &NodeView| {
-            let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)));
-            pair.cell.link(Arc::clone(&queue));
-            let digest = Arc::from("");
-            Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false }
-        };
-        let candidates = nodes.iter().map(candidate).collect();
-        let (id, name) = (ModelId(2), Arc::from("m:latest"));
-        let model = Model { id, name, queue, word, candidates, conflict: false };
-        Self { snapshot: Snapshot { nodes, ready: true, ..Snapshot::empty() }, model }
+        let (snapshot, model) = herd::herd(count, limit, 1);
+        Self { snapshot, model }
     }
 
     /// Every copy loaded and under some load, which looks random.
@@ -111,41 +99,6 @@ impl Herd {
 fn on_cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
-}
-
-fn node(at: u32) -> NodeView {
-    let word = Arc::new(NodeWord::new());
-    word.set_up(true);
-    let target = Target {
-        addresses: arc_swap::ArcSwap::from_pointee(Vec::new()),
-        host: Box::from("node"),
-        base_path: Box::from(""),
-        api_key: None,
-        connect_ms: 2_000,
-    };
-    NodeView {
-        id: NodeId(at),
-        name: Arc::from("node"),
-        url: Arc::from("http://node"),
-        kind: NodeKind::Ollama,
-        llama: false,
-        target: Arc::new(target),
-        up: true,
-        suspect: false,
-        cause: Arc::from(""),
-        since: 0,
-        version: None,
-        any: pair(NodeId(at), &word, Limit::Soft(4), None),
-        word,
-        cloud: false,
-        ps: Arc::new(NodePs::default()),
-        progress: Arc::new(NodeProgress::new(1)),
-    }
-}
-
-fn pair(node: NodeId, word: &Arc<NodeWord>, limit: Limit, model_word: Option<Arc<ModelWord>>) -> Arc<Pair> {
-    let cell = Arc::new(Cell::new(CellId(node.0), node, Arc::clone(word), limit));
-    Arc::new(Pair { cell, counters: Arc::new(PairCounters::new(1)), model: ModelId(2), model_word })
 }
 
 fn decisions(c: &mut Criterion) {

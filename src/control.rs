@@ -41,7 +41,11 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, stop: &flume::Receiver<Stop>) {
         spawn_local(fleet::resolve::keep_fresh(poller.targets(), resolve));
         let polling = spawn_local(poll(poller, stop.clone()));
         spawn_local(look_after(shared.clone()));
+        #[cfg(proxy_locked)]
+        let locked = routing::locked::start(&shared.fleet, &shared.clock, &shared.rings);
         let _ = polling.await;
+        #[cfg(proxy_locked)]
+        locked.finish().await;
         shared.live.close();
         shared.access.write(&shared.names);
     });

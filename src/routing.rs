@@ -15,6 +15,8 @@
 
 mod any;
 mod cold;
+#[cfg(proxy_locked)]
+pub mod locked;
 mod retry;
 
 pub use any::{AnyAsk, pick_any};

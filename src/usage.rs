@@ -10,6 +10,8 @@ pub mod counters;
 mod dictionary;
 pub mod fold;
 pub mod ledger;
+#[cfg(proxy_locked)]
+pub mod locked;
 pub mod memory;
 pub mod meters;
 pub mod names;

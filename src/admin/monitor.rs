@@ -38,6 +38,18 @@ pub fn usage_state(shared: &Shared) -> Bytes {
 /// `GET /api/usage-stream`: the state now, then each change. Its `Content-Type` is [`super::EVENT_STREAM`].
 #[must_use]
 pub fn usage_stream(shared: &Shared) -> EventStream {
+    #[cfg(proxy_locked)]
+    {
+        // A place for this reader alone, filled from its bounded queue.
+        let live = crate::live::Live::new();
+        let stream = live.subscribe_from(&usage_state(shared));
+        crate::usage::locked::forward(move |state| {
+            live.publish(state);
+            live.wanted()
+        });
+        stream
+    }
+    #[cfg(not(proxy_locked))]
     shared.live.subscribe_from(&usage_state(shared))
 }
 

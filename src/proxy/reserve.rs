@@ -98,6 +98,10 @@ pub(super) async fn reserve(
     tried: &Tried,
 ) -> Result<Reserved, ProxyError> {
     let local = &client.local;
+    #[cfg(proxy_locked)]
+    if let Plan::Model(key) = plan {
+        return reserve_locked(local, ticket, asked, key, tried).await;
+    }
     let longest = asked.max_wait_ms.map_or(local.times.queue_wait, |own| own.min(local.times.queue_wait));
     let deadline = local.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
     loop {
@@ -120,6 +124,28 @@ pub(super) async fn reserve(
             return Ok(reserved);
         }
     }
+}
+
+/// The same where the ancestor's locks stand in the place of the slots: nobody waits, the limit is a preference.
+#[cfg(proxy_locked)]
+async fn reserve_locked(
+    local: &Rc<Local>,
+    ticket: &mut Ticket,
+    asked: &Asked,
+    key: &str,
+    tried: &Tried,
+) -> Result<Reserved, ProxyError> {
+    let snapshot = local.snapshot();
+    let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
+    ticket.model = model.id;
+    let chosen = routing::locked::pick(&snapshot, model, &ask(local, asked, tried), &local.clock, local.random()).await;
+    let (candidate, taken) = chosen.ok_or_else(|| no_node(Some(model), asked))?;
+    let candidate = &model.candidates[candidate];
+    let permit = Permit::new(candidate.pair.clone(), local.id, taken);
+    let view = &snapshot.nodes[candidate.node.0 as usize];
+    ticket.node = view.id;
+    ticket.pair = Some(candidate.pair.clone());
+    Ok(reserved(view, Some(permit), candidate.pair.clone()))
 }
 
 fn nodes_down(asked: &Asked) -> ProxyError {

@@ -92,6 +92,10 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.load_failed();
         self.pair.counters.ended(self.worker);
+        #[cfg(proxy_locked)]
+        if self.pair.model_word.is_some() {
+            return crate::usage::locked::give_back(self.pair.cell.node, self.pair.model);
+        }
         self.pair.cell.release();
     }
 }

@@ -145,6 +145,10 @@ impl Recorder {
         if let Some(pair) = pair {
             pair.count(self.worker, outcome);
         }
+        #[cfg(proxy_locked)]
+        if super::locked::spend(outcome) {
+            return;
+        }
         if !self.ring.push(outcome) {
             meters.add(Tally::DetailDropped, 1);
         }

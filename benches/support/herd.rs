@@ -1,0 +1,71 @@
+//! A fleet for benches: nodes without sockets, one model on all of them, its copies in the state a bench asks for.
+
+use herdgate::config::NodeKind;
+use herdgate::fleet::progress::NodeProgress;
+use herdgate::fleet::{Candidate, Model, NodePs, NodeView, Snapshot, Target};
+use herdgate::ids::{CellId, ModelId, NodeId};
+use herdgate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
+use herdgate::sync::Arc;
+use herdgate::usage::counters::PairCounters;
+
+/// The one model's name.
+pub(crate) const MODEL: &str = "m:latest";
+
+/// A Snapshot of `count` nodes that are up, and the model that all of them have; counters for `workers`.
+pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<Model>) {
+    let word = Arc::new(ModelWord::new());
+    let queue = Arc::new(Queue::new(1_024));
+    let nodes: Box<[_]> = (0..count).map(|at| node(at, workers)).collect();
+    let candidate = |node: &NodeView| {
+        let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)), workers);
+        pair.cell.link(Arc::clone(&queue));
+        let digest = Arc::from("");
+        Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false }
+    };
+    let candidates = nodes.iter().map(candidate).collect();
+    let (id, name) = (ModelId(2), Arc::from(MODEL));
+    let model = Arc::new(Model { id, name, queue, word, candidates, conflict: false });
+    let models = [(Box::from(MODEL), Arc::clone(&model))].into_iter().collect();
+    (Snapshot { nodes, models, ready: true, ..Snapshot::empty() }, model)
+}
+
+fn node(at: u32, workers: usize) -> NodeView {
+    let word = Arc::new(NodeWord::new());
+    word.set_up(true);
+    let target = Target {
+        addresses: arc_swap::ArcSwap::from_pointee(Vec::new()),
+        host: Box::from("node"),
+        base_path: Box::from(""),
+        api_key: None,
+        connect_ms: 2_000,
+    };
+    NodeView {
+        id: NodeId(at),
+        name: Arc::from("node"),
+        url: Arc::from("http://node"),
+        kind: NodeKind::Ollama,
+        llama: false,
+        target: Arc::new(target),
+        up: true,
+        suspect: false,
+        cause: Arc::from(""),
+        since: 0,
+        version: None,
+        any: pair(NodeId(at), &word, Limit::Soft(4), None, workers),
+        word,
+        cloud: false,
+        ps: Arc::new(NodePs::default()),
+        progress: Arc::new(NodeProgress::new(workers)),
+    }
+}
+
+fn pair(
+    node: NodeId,
+    word: &Arc<NodeWord>,
+    limit: Limit,
+    model_word: Option<Arc<ModelWord>>,
+    workers: usize,
+) -> Arc<Pair> {
+    let cell = Arc::new(Cell::new(CellId(node.0), node, Arc::clone(word), limit));
+    Arc::new(Pair { cell, counters: Arc::new(PairCounters::new(workers)), model: ModelId(2), model_word })
+}
