@@ -425,7 +425,7 @@ fn publish(c: &mut Criterion) {
             let snapshot = gate.shared.fleet.load();
             b.iter(|| {
                 // Something has changed, so the state is a new one.
-                snapshot.pairs[0].counters.started(WorkerId(0));
+                snapshot.nodes[0].any.counters.started(WorkerId(0));
                 live.publish(&usage_state(&gate.shared));
             });
             drop(streams);

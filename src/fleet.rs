@@ -2,7 +2,8 @@
 //!
 //! The poller ([`poll`]) is its only writer; workers load it once per decision (I5) and never hold it across an await.
 //! What changes faster than a poll (in flight, loading, loaded) lives in the cells of [`crate::slots`], which the
-//! Snapshot carries from generation to generation. Must not import routing.
+//! Snapshot carries from generation to generation. A generation shares with the one before whatever did not change:
+//! nodes, models, listings, each behind an `Arc` of its own. Must not import routing.
 
 mod build;
 pub mod cells;
@@ -18,6 +19,7 @@ pub mod poll;
 pub mod progress;
 pub mod report;
 pub mod resolve;
+mod weave;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,7 +31,8 @@ use crate::config::{NodeKind, Secret};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
 use crate::slots::{ModelWord, NodeWord, Pair, Queue};
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::usage::counters::Used;
 
 /// The one pointer to the current [`Snapshot`]; shared by everybody, written by the poller alone.
 #[derive(Debug)]
@@ -59,6 +62,9 @@ impl Default for Fleet {
 }
 
 /// One generation of facts.
+///
+/// It owns up to nodes times models candidates: the last reader must not be the one to free them on a worker, so the
+/// poller keeps each until nobody else does ([`poll`]).
 #[derive(Debug)]
 pub struct Snapshot {
     /// Rises by one with each publication.
@@ -66,9 +72,9 @@ pub struct Snapshot {
     /// When it was published.
     pub published: Millis,
     /// Every configured node, indexed by [`NodeId`].
-    pub nodes: Box<[NodeView]>,
+    pub nodes: Box<[Arc<NodeView>]>,
     /// Every model that a node, up or down, has or is remembered to have had; by [`crate::dialect::name::key`].
-    pub models: HashMap<Box<str>, Arc<Model>>,
+    pub models: Arc<HashMap<Box<str>, Arc<Model>>>,
     /// The first poll round is done (or 2 s have passed): clients are served.
     pub ready: bool,
     /// Some configured node has never been reached and the process is younger than 60 s: unknown names are 503.
@@ -77,9 +83,8 @@ pub struct Snapshot {
     pub panicking: bool,
     /// Merged listings, serialised once.
     pub listing: Arc<Listing>,
-    /// One pair for each (node, model) that was ever routable in this process, those of `any` included, in order of
-    /// first sight: what sums over counters go through. Bounded by nodes times `limits.names`.
-    pub pairs: Arc<[Arc<Pair>]>,
+    /// The counters of every (node, model) that ever saw a request, those of `any` included; the same in all generations.
+    pub used: Arc<Used>,
 }
 
 impl Snapshot {
@@ -90,19 +95,19 @@ impl Snapshot {
             generation: 0,
             published: 0,
             nodes: Box::default(),
-            models: HashMap::new(),
+            models: Arc::default(),
             ready: false,
             incomplete: true,
             panicking: false,
             listing: Arc::new(listing::merge(&[])),
-            pairs: Arc::from(Vec::new()),
+            used: Arc::default(),
         }
     }
 
     /// The node with this id, unless it is [`NodeId::NONE`].
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&NodeView> {
-        self.nodes.get(usize::try_from(id.0).ok()?)
+        self.nodes.get(usize::try_from(id.0).ok()?).map(|node| &**node)
     }
 }
 
@@ -146,10 +151,29 @@ pub struct NodeView {
 /// What a node's `/api/ps` said last (for an OpenAI-compatible node: its served models).
 #[derive(Debug, Default)]
 pub struct NodePs {
-    /// When the answer came; `None` before the first.
-    pub at: Option<Millis>,
     /// The entries, as received.
     pub entries: Vec<Box<serde_json::value::RawValue>>,
+    /// When they were told last, plus one; 0: never. Relaxed: it is shown and decides nothing in a reader.
+    told: AtomicU64,
+}
+
+impl NodePs {
+    /// Entries told at this time.
+    #[must_use]
+    pub fn new(at: Millis, entries: Vec<Box<serde_json::value::RawValue>>) -> Self {
+        Self { entries, told: AtomicU64::new(at + 1) }
+    }
+
+    /// When the answer came; `None` before the first.
+    #[must_use]
+    pub fn at(&self) -> Option<Millis> {
+        self.told.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// The same was told again: no news, only younger. For the poller.
+    fn told_again(&self, at: Millis) {
+        self.told.store(at + 1, Ordering::Relaxed);
+    }
 }
 
 /// Where a node's requests go. Addresses are re-resolved by the control thread.
@@ -201,8 +225,8 @@ pub struct Candidate {
     pub remote: bool,
 }
 
-/// Listings merged over the nodes that are up (plus the memory of those briefly down), serialised once per generation.
-#[derive(Debug, Default)]
+/// Listings merged over the nodes that are up (plus the memory of those briefly down), serialised once per change.
+#[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// `GET /api/tags`.
     pub tags: bytes::Bytes,

@@ -99,7 +99,7 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
 /// A body that a node would refuse is refused in its words when no Ollama node is up to do it.
 fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, ProxyError> {
     let words_errors = |node: &NodeView| node.up && (node.kind == NodeKind::Ollama || !asked.native());
-    let somebody = || client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(words_errors));
+    let somebody = || client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| words_errors(node)));
     if plan != Plan::Anywhere || somebody() {
         return Ok(plan);
     }

@@ -309,7 +309,7 @@ fn check(snapshot: &Snapshot) {
         let model = snapshot.models.get(name.as_str()).expect("what is listed can be routed");
         assert!(!model.candidates.is_empty());
     }
-    for (key, model) in &snapshot.models {
+    for (key, model) in snapshot.models.iter() {
         for candidate in &model.candidates {
             let node = snapshot.node(candidate.node).expect("candidates are nodes of this generation");
             assert_eq!(candidate.up, node.up);

@@ -15,8 +15,8 @@ pub(crate) const MODEL: &str = "m:latest";
 pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<Model>) {
     let word = Arc::new(ModelWord::new());
     let queue = Arc::new(Queue::new(1_024));
-    let nodes: Box<[_]> = (0..count).map(|at| node(at, workers)).collect();
-    let candidate = |node: &NodeView| {
+    let nodes: Box<[_]> = (0..count).map(|at| Arc::new(node(at, workers))).collect();
+    let candidate = |node: &Arc<NodeView>| {
         let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)), workers);
         pair.cell.link(Arc::clone(&queue));
         let digest = Arc::from("");
@@ -25,7 +25,7 @@ pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<M
     let candidates = nodes.iter().map(candidate).collect();
     let (id, name) = (ModelId(2), Arc::from(MODEL));
     let model = Arc::new(Model { id, name, queue, word, candidates, conflict: false });
-    let models = [(Box::from(MODEL), Arc::clone(&model))].into_iter().collect();
+    let models = Arc::new([(Box::from(MODEL), Arc::clone(&model))].into_iter().collect());
     (Snapshot { nodes, models, ready: true, ..Snapshot::empty() }, model)
 }
 

@@ -3,6 +3,8 @@
 //! Labels have a known bound: nodes are configured, workers counted, outcomes and reasons enumerated, and at most
 //! [`PAIRS_MAX`] (node, model) pairs have lines of their own; the others add up under `_other`.
 
+use std::collections::BTreeMap;
+
 use super::Answer;
 use super::exposition::{Distribution, Exposition, Kind};
 use super::reading::{self, NodeReading, PairReading, WorkerReading};
@@ -138,15 +140,16 @@ pub fn metrics(shared: &Shared) -> Answer {
 /// Folds what goes beyond the bound into one line per node, and one for all further queues.
 fn bounded(mut read: Reading) -> Reading {
     if read.pairs.len() > PAIRS_MAX {
-        let mut rest: Vec<PairReading> = Vec::new();
+        let mut rest: BTreeMap<Arc<str>, PairReading> = BTreeMap::new();
         for pair in read.pairs.drain(PAIRS_MAX..) {
-            match rest.iter_mut().find(|sum| sum.node == pair.node) {
+            match rest.get_mut(&pair.node) {
                 Some(sum) => sum.add(&pair),
-                None => rest.push(PairReading { model: OTHER.into(), ..pair }),
+                None => drop(rest.insert(pair.node.clone(), PairReading { model: OTHER.into(), ..pair })),
             }
         }
-        read.pairs.retain(|pair| &*pair.model != OTHER || !rest.iter_mut().any(|sum| sum.absorbs(pair)));
-        read.pairs.extend(rest);
+        read.pairs
+            .retain(|pair| &*pair.model != OTHER || !rest.get_mut(&pair.node).is_some_and(|sum| sum.absorbs(pair)));
+        read.pairs.extend(rest.into_values());
     }
     if read.queues.len() > PAIRS_MAX {
         let rest = read.queues.drain(PAIRS_MAX..).map(|(_, length)| length).sum();

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use super::metrics::Reading;
 use crate::config::NodeKind;
 use crate::fleet::{NodePs, NodeView};
+use crate::ids::{ModelId, NodeId};
 use crate::shared::{Shared, WorkerGauges};
-use crate::slots::Pair;
 use crate::sync::{Arc, Ordering};
 use crate::usage::Tokens;
 use crate::usage::answers::TokenCount;
+use crate::usage::counters::PairCounters;
 use crate::usage::meters::{Mark, Tally};
 use crate::usage::names::Names;
 
@@ -65,7 +66,7 @@ impl NodeReading {
 
 /// Every configured node, in order.
 pub(crate) fn nodes(shared: &Shared) -> Vec<NodeReading> {
-    shared.fleet.load().nodes.iter().map(NodeReading::of).collect()
+    shared.fleet.load().nodes.iter().map(|node| NodeReading::of(node)).collect()
 }
 
 /// What one (node, model name) did since the start.
@@ -102,21 +103,21 @@ impl PairReading {
     }
 }
 
-/// Every (node, model) that was ever routable in this process, in order of first sight.
+/// Every (node, model) that saw a request in this process, by node and model in the order of first sight.
 pub(crate) fn pairs(shared: &Shared) -> Vec<PairReading> {
-    let snapshot = shared.fleet.load();
-    snapshot.pairs.iter().map(|pair| pair_reading(&shared.names, pair)).collect()
+    let used = shared.fleet.load().used.all();
+    used.iter().map(|(node, model, counters)| pair_reading(&shared.names, (*node, *model), counters)).collect()
 }
 
-fn pair_reading(names: &Names, pair: &Pair) -> PairReading {
+fn pair_reading(names: &Names, (node, model): (NodeId, ModelId), counters: &PairCounters) -> PairReading {
     PairReading {
-        node: names.node_name(pair.cell.node).into(),
-        model: names.model_name(pair.model),
-        in_flight: pair.counters.in_flight(),
-        starts: pair.counters.starts(),
-        requests: pair.counters.requests(),
-        exact: pair.counters.tokens(),
-        estimated: pair.counters.estimated(),
+        node: names.node_name(node).into(),
+        model: names.model_name(model),
+        in_flight: counters.in_flight(),
+        starts: counters.starts(),
+        requests: counters.requests(),
+        exact: counters.tokens(),
+        estimated: counters.estimated(),
     }
 }
 
@@ -282,18 +283,14 @@ pub(crate) mod tests {
 
     #[test]
     fn a_pair_is_read_under_its_names() {
-        use crate::ids::{CellId, NodeId, WorkerId};
-        use crate::slots::{Cell, Limit, NodeWord};
-        use crate::usage::counters::PairCounters;
+        use crate::ids::WorkerId;
 
         let names = Names::new(&["a", "b"], &[], 8);
-        let cell = Cell::new(CellId(0), NodeId(1), Arc::new(NodeWord::new()), Limit::Hard(1));
-        let counters = Arc::new(PairCounters::new(1));
-        let pair = Pair { cell: Arc::new(cell), counters, model: names.model("m:latest"), model_word: None };
-        pair.counters.started(WorkerId(0));
-        let read = pair_reading(&names, &pair);
+        let (counters, model) = (PairCounters::new(1), names.model("m:latest"));
+        counters.started(WorkerId(0));
+        let read = pair_reading(&names, (NodeId(1), model), &counters);
         assert_eq!((&*read.node, &*read.model, read.in_flight, read.starts), ("b", "m:latest", 1, 1));
-        pair.counters.ended(WorkerId(0));
-        assert_eq!(pair_reading(&names, &pair).in_flight, 0);
+        counters.ended(WorkerId(0));
+        assert_eq!(pair_reading(&names, (NodeId(1), model), &counters).in_flight, 0);
     }
 }

@@ -1,28 +1,54 @@
 //! Puts the next Snapshot together from [`Facts`], and brings cells in line with it after it was published.
 //!
 //! Called by [`crate::fleet::poll`]: [`Facts::snapshot`], then the swap, then [`Facts::published`].
+//!
+//! A generation costs what changed: a node that did not keeps its view, a model that no changed node has keeps its
+//! candidates, listings are merged when what they list changed. After a generation that cost much the next one waits
+//! ([`WORK_PER_MS`]), so that a thousand nodes that come up one by one are told together.
 
 use std::collections::HashMap;
 
 use crate::clock::Millis;
 use crate::config::SlotsConfig;
-use crate::fleet::cells::{Cells, Key};
+use crate::fleet::cells::{Cells, Key, Use};
 use crate::fleet::facts::{Facts, INCOMPLETE_MS, is_known, place};
 use crate::fleet::inventory::{Entry, Loaded};
 use crate::fleet::listing::{self, Source};
 use crate::fleet::node::{Node, Now};
+use crate::fleet::weave::{Edit, woven};
 use crate::fleet::{Candidate, Listing, Model, NodeView, Snapshot};
 use crate::ids::NodeId;
-use crate::slots::{Cell, Limit};
+use crate::slots::{Cell, Limit, Pair};
 use crate::sync::Arc;
+
+/// What one millisecond's rest is taken for: candidates, copies and entries that a generation had to go through. Each is
+/// some 50 to 100 ns of this thread, so that it is at most a sixth busy with generations, whatever the fleet's size.
+const WORK_PER_MS: usize = 2_000;
+/// The longest rest.
+const REST_MAX_MS: Millis = 1_000;
+
+/// What a node's models were in the last generation.
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    /// Work may go there.
+    up: bool,
+    /// By the models' keys, sorted.
+    pairs: Box<[(Arc<str>, Arc<Pair>)]>,
+}
+
+/// What changed, by the models' keys; of each the nodes in order.
+type Edits = HashMap<Arc<str>, Vec<(NodeId, Edit)>>;
+
+type Models = HashMap<Box<str>, Arc<Model>>;
 
 impl Facts {
     /// The next generation, if something has changed that is due to be told.
     pub fn snapshot(&mut self, now: Now) -> Option<Arc<Snapshot>> {
-        if !self.dirty.now && self.lazy_at() > now.ms {
+        if self.publish_at() > now.ms {
             return None;
         }
-        let models = if self.dirty.models { self.models() } else { self.last.models.clone() };
+        self.work = 0;
+        let models = if self.dirty.models { self.models() } else { Arc::clone(&self.last.models) };
         let listed: Vec<bool> = self.nodes.iter().map(|node| node.is_listed(now)).collect();
         self.dirty.listing |= listed != self.listed;
         self.listed = listed;
@@ -34,24 +60,31 @@ impl Facts {
             ready: self.ready,
             incomplete: self.is_incomplete(now),
             panicking: self.panicking,
-            listing: if self.dirty.listing { self.listing() } else { Arc::clone(&self.last.listing) },
-            pairs: self.cells.all(),
+            listing: self.listing(),
+            used: self.cells.used(),
         });
+        let work = self.work + self.listing_work();
+        self.rest_ms = Millis::try_from(work / WORK_PER_MS).map_or(REST_MAX_MS, |ms| ms.min(REST_MAX_MS));
         self.last = Arc::clone(&snapshot);
         Some(snapshot)
+    }
+
+    /// When the next generation is due; 0: now.
+    pub(super) fn publish_at(&self) -> Millis {
+        let wanted = if self.dirty.now { 0 } else { self.lazy_at() };
+        // The first generations follow each other at once: nothing has been gone through yet.
+        wanted.max(if self.rest_ms == 0 { 0 } else { self.last.published + self.rest_ms })
     }
 
     /// Brings links, limits, residency and the nodes' words in line with the Snapshot, if one was `published` since the
     /// last call, and says which cells can take work since then: offer them.
     pub fn published(&mut self, now: Now, published: bool) -> Vec<Arc<Cell>> {
         if published && std::mem::take(&mut self.dirty).models {
-            let last = Arc::clone(&self.last);
-            let nodes = &self.nodes;
-            let cloud = |node: NodeId| place(node).and_then(|at| nodes.get(at)).is_some_and(|node| node.config.cloud);
-            self.cells.settle(&last.models, |candidate| !candidate.remote || cloud(candidate.node));
-            for at in 0..self.nodes.len() {
+            for (at, uses) in std::mem::take(&mut self.unsettled) {
+                self.cells.settle(self.nodes[at].id, &uses);
                 self.mark_new(at);
             }
+            self.cells.keep_names(&self.last.models);
         }
         if published {
             self.set_words();
@@ -87,7 +120,7 @@ impl Facts {
     /// What is known of a node's memory, into cells that came after it was told.
     fn mark_new(&self, at: usize) {
         let node = &self.nodes[at];
-        let known = if node.is_ollama() { node.residency_asked } else { node.ps.at };
+        let known = if node.is_ollama() { node.residency_asked } else { node.ps.at() };
         for (cell, for_good) in in_memory(node, &self.cells) {
             if for_good {
                 cell.mark_resident();
@@ -97,8 +130,12 @@ impl Facts {
         }
     }
 
-    fn view(&self, at: usize, node: &Node) -> NodeView {
-        NodeView {
+    /// The node as it is now: the same view as in the last generation if nothing about it changed.
+    fn view(&self, at: usize, node: &Node) -> Arc<NodeView> {
+        if let Some(last) = self.last.nodes.get(at).filter(|last| shows(last, node)) {
+            return Arc::clone(last);
+        }
+        Arc::new(NodeView {
             id: node.id,
             name: Arc::clone(&node.name),
             url: Arc::clone(&node.url),
@@ -115,61 +152,131 @@ impl Facts {
             any: Arc::clone(&self.any[at]),
             ps: Arc::clone(&node.ps),
             progress: Arc::clone(&node.progress),
-        }
+        })
     }
 
-    fn models(&mut self) -> HashMap<Box<str>, Arc<Model>> {
-        let mut candidates: HashMap<Arc<str>, (Arc<str>, Vec<Candidate>)> = HashMap::new();
-        for node in &self.nodes {
-            let up = self.is_routable(node);
-            for entry in node.inventory.iter() {
-                let name = self.cells.name(&entry.key, &entry.name);
-                let limit = limit(&self.config, node, &name.name);
-                let pair = self.cells.pair((node.id, &node.word), &entry.key, &name, key(node, entry), limit);
-                let digest = Arc::clone(&entry.digest);
-                let candidate =
-                    Candidate { node: node.id, up, kind: node.config.kind, pair, digest, remote: entry.remote };
-                let place =
-                    candidates.entry(Arc::clone(&entry.key)).or_insert_with(|| (Arc::clone(&name.name), Vec::new()));
-                place.1.push(candidate);
+    /// The models of the next generation: those that no changed node has are the old ones.
+    fn models(&mut self) -> Arc<Models> {
+        let edits = self.edits();
+        let lost: Vec<_> = self.nodes.iter().map(|node| &node.lost).filter(|lost| !lost.is_empty()).collect();
+        let is_lost = |key: &str| lost.iter().any(|lost| lost.contains_key(key));
+        let mut models = Models::clone(&self.last.models);
+        for (key, edits) in edits {
+            let old = models.get(&*key);
+            let candidates = woven(old.map_or(&[], |old| &old.candidates), &edits);
+            if candidates.is_none() && old.is_some() {
+                continue;
+            }
+            let candidates = candidates.unwrap_or_default();
+            self.work += candidates.len();
+            let Some(name) = self.cells.known(&key) else { continue };
+            let conflict = listing::conflict(candidates.iter().filter(|c| c.up).map(|c| &*c.digest));
+            let (id, queue, word) = (name.id, Arc::clone(&name.queue), Arc::clone(&name.word));
+            let model = Model { id, name: Arc::clone(&name.name), queue, word, candidates, conflict };
+            models.insert(Box::from(&*key), Arc::new(model));
+        }
+        models.retain(|key, model| !model.candidates.is_empty() || is_lost(key));
+        Arc::new(models)
+    }
+
+    /// What the nodes that changed change of the models.
+    fn edits(&mut self) -> Edits {
+        let mut edits = Edits::new();
+        for at in 0..self.nodes.len() {
+            let (id, up) = (self.nodes[at].id, self.is_routable(&self.nodes[at]));
+            if std::mem::take(&mut self.reroute[at]) {
+                self.reroute(at, up, &mut edits);
+            } else if self.routes[at].up != up {
+                for (key, _) in &self.routes[at].pairs {
+                    edits.entry(Arc::clone(key)).or_default().push((id, Edit::Up(up)));
+                }
+            }
+            self.routes[at].up = up;
+        }
+        edits
+    }
+
+    /// Works out anew what a node has; its cells are settled after the publication.
+    fn reroute(&mut self, at: usize, up: bool, edits: &mut Edits) {
+        let node = &self.nodes[at];
+        let old = std::mem::take(&mut self.routes[at].pairs);
+        let before = |key: &str| old.binary_search_by(|(known, _)| (**known).cmp(key)).ok().map(|found| &old[found].1);
+        let mut routes = Vec::with_capacity(node.inventory.len());
+        let mut uses = Vec::with_capacity(node.inventory.len());
+        for entry in node.inventory.iter() {
+            let name = self.cells.name(&entry.key, &entry.name);
+            let limit = limit(&self.config, node, &name.name);
+            let of = key(node, entry);
+            let pair = self.cells.pair((node.id, &node.word), &name, of, limit, before(&entry.key));
+            let may_serve = !entry.remote || node.config.cloud;
+            uses.push(Use { cell: Arc::clone(&pair.cell), queue: may_serve.then_some(name.queue), limit });
+            routes.push((Arc::clone(&entry.key), Arc::clone(&pair)));
+            let (kind, digest) = (node.config.kind, Arc::clone(&entry.digest));
+            let candidate = Candidate { node: node.id, up, kind, pair, digest, remote: entry.remote };
+            edits.entry(Arc::clone(&entry.key)).or_default().push((node.id, Edit::Put(candidate)));
+        }
+        self.work += routes.len();
+        routes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (key, _) in &old {
+            if routes.binary_search_by(|(known, _)| known.cmp(key)).is_err() {
+                edits.entry(Arc::clone(key)).or_default().push((node.id, Edit::Remove));
             }
         }
-        let lost = self.nodes.iter().flat_map(|node| &node.lost);
-        for (key, (name, _)) in lost {
-            candidates.entry(Arc::clone(key)).or_insert_with(|| (Arc::clone(name), Vec::new()));
+        for (key, (name, _)) in &node.lost {
+            // Only known to have been there: a model without a candidate of this node.
+            self.cells.name(key, name);
+            edits.entry(Arc::clone(key)).or_default();
         }
-        let model = |(key, (display, candidates)): (Arc<str>, (Arc<str>, Vec<Candidate>))| {
-            let name = self.cells.name(&key, &display);
-            let conflict = listing::conflict(candidates.iter().filter(|c| c.up).map(|c| &*c.digest));
-            let model = Model {
-                id: name.id,
-                name: name.name,
-                queue: name.queue,
-                word: name.word,
-                candidates: candidates.into(),
-                conflict,
-            };
-            (Box::from(&*key), Arc::new(model))
-        };
-        candidates.into_iter().map(model).collect()
+        self.routes[at].pairs = routes.into();
+        self.unsettled.push((at, uses));
     }
 
-    fn listing(&self) -> Arc<Listing> {
-        let sources: Vec<Source<'_>> = self
-            .nodes
-            .iter()
-            .zip(&self.listed)
-            .map(|(node, &listed)| Source {
-                kind: node.config.kind,
-                healthy: node.health.is_up(),
-                cloud: node.config.cloud,
-                version: node.version.as_deref(),
-                inventory: if listed { &node.inventory } else { &[] },
-                loaded: &node.loaded,
-            })
-            .collect();
-        listing::keep(&self.last.listing, listing::merge(&sources))
+    fn sources(&self) -> Vec<Source<'_>> {
+        let sources = self.nodes.iter().zip(&self.listed).map(|(node, &listed)| Source {
+            kind: node.config.kind,
+            healthy: node.health.is_up(),
+            cloud: node.config.cloud,
+            version: node.version.as_deref(),
+            inventory: if listed { &node.inventory } else { &[] },
+            loaded: &node.loaded,
+        });
+        sources.collect()
     }
+
+    /// The listings, merged anew as far as what they are made of changed.
+    fn listing(&mut self) -> Arc<Listing> {
+        let (merges, last) = (&mut self.merges, &self.last.listing);
+        match (self.dirty.listing, self.dirty.ps) {
+            (true, _) => {
+                merges.0 += 1;
+                listing::keep(last, listing::merge(&self.sources()))
+            }
+            (false, true) => {
+                merges.1 += 1;
+                listing::keep(last, Listing { ps: listing::merge_ps(&self.sources()), ..Listing::clone(last) })
+            }
+            (false, false) => Arc::clone(last),
+        }
+    }
+
+    /// How much [`Facts::listing`] had to go through.
+    fn listing_work(&self) -> usize {
+        let loaded = || self.nodes.iter().map(|node| node.loaded.len()).sum::<usize>();
+        match (self.dirty.listing, self.dirty.ps) {
+            (true, _) => self.nodes.iter().map(|node| node.inventory.len()).sum::<usize>() + loaded(),
+            (false, true) => loaded(),
+            (false, false) => 0,
+        }
+    }
+}
+
+/// Whether a view shows the node as it is; what is left out here never changes.
+fn shows(view: &NodeView, node: &Node) -> bool {
+    let health = &node.health;
+    (view.up, view.suspect, view.since) == (health.is_up(), health.suspect, health.since)
+        && Arc::ptr_eq(&view.cause, &health.cause)
+        && view.version == node.version
+        && Arc::ptr_eq(&view.ps, &node.ps)
 }
 
 /// The slots of a model on a node. What an OpenAI-compatible node says of its own slots is exact, so it is a hard limit

@@ -22,7 +22,7 @@ use crate::fleet::Model;
 use crate::ids::{CellId, ModelId, NodeId};
 use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::sync::Arc;
-use crate::usage::counters::PairCounters;
+use crate::usage::counters::{PairCounters, Used};
 use crate::usage::names::Names;
 
 /// What a name keeps from generation to generation.
@@ -53,7 +53,18 @@ impl Key<'_> {
     }
 }
 
-/// Cells, pairs and names in use, and the counters of all that ever were.
+/// How one name uses a cell of its node.
+#[derive(Debug)]
+pub struct Use {
+    /// The cell of its weights.
+    pub cell: Arc<Cell>,
+    /// Those who wait for it, unless its requests must not be sent there.
+    pub queue: Option<Arc<Queue>>,
+    /// What it wants the limit to be.
+    pub limit: Limit,
+}
+
+/// Cells and names in use, and the counters of all that ever were used.
 #[derive(Debug)]
 pub struct Cells {
     names: Arc<Names>,
@@ -62,17 +73,10 @@ pub struct Cells {
     /// Per node, by weights.
     cells: HashMap<NodeId, HashMap<Arc<str>, Arc<Cell>>>,
     next_cell: u32,
-    /// With the generation that used it last.
-    pairs: HashMap<(NodeId, Arc<str>), (Arc<Pair>, u64)>,
-    generation: u64,
     by_key: HashMap<Arc<str>, Name>,
     /// Names that left every node and whose queue can still be joined by holders of an old Snapshot.
     gone: Vec<(Arc<str>, Name)>,
-    counted: HashMap<(NodeId, ModelId), Arc<PairCounters>>,
-    all: Vec<Arc<Pair>>,
-    all_shared: Arc<[Arc<Pair>]>,
-    /// Limits as this generation's names want them.
-    limits: HashMap<CellId, Limit>,
+    used: Arc<Used>,
 }
 
 impl Cells {
@@ -85,14 +89,9 @@ impl Cells {
             queue_length,
             cells: HashMap::new(),
             next_cell: 0,
-            pairs: HashMap::new(),
-            generation: 0,
             by_key: HashMap::new(),
             gone: Vec::new(),
-            counted: HashMap::new(),
-            all: Vec::new(),
-            all_shared: Arc::from(Vec::new()),
-            limits: HashMap::new(),
+            used: Arc::default(),
         }
     }
 
@@ -102,9 +101,13 @@ impl Cells {
         self.next_cell += 1;
         let cell = Arc::new(Cell::new(id, node, Arc::clone(word), Limit::Soft(u32::MAX)));
         let counters = self.counters(node, ModelId::UNKNOWN);
-        let pair = Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None });
-        self.all.push(Arc::clone(&pair));
-        pair
+        Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None })
+    }
+
+    /// The counters of every pair that ever saw a request.
+    #[must_use]
+    pub fn used(&self) -> Arc<Used> {
+        Arc::clone(&self.used)
     }
 
     /// The lasting part of a name.
@@ -123,24 +126,25 @@ impl Cells {
         name
     }
 
-    /// The pair of a name on a node, with the cell of its weights; both as they were if nothing changed.
-    ///
-    /// Where several names share a cell the tightest of their limits holds.
+    /// A name that [`Cells::name`] gave a lasting part.
+    #[must_use]
+    pub fn known(&self, key: &str) -> Option<&Name> {
+        self.by_key.get(key)
+    }
+
+    /// The pair of a name on a node, with the cell of its weights; the one it had `before` if nothing changed.
     pub fn pair(
         &mut self,
         node: (NodeId, &Arc<NodeWord>),
-        key: &Arc<str>,
         name: &Name,
         of: Key<'_>,
         limit: Limit,
+        before: Option<&Arc<Pair>>,
     ) -> Arc<Pair> {
         let cell = self.cell(node, of, limit);
-        let wanted = self.limits.entry(cell.id).or_insert(limit);
-        *wanted = tightest(*wanted, limit);
-        let place = (node.0, Arc::clone(key));
-        if let Some((pair, used)) = self.pairs.get_mut(&place) {
-            if Arc::ptr_eq(&pair.cell, &cell) && pair.model == name.id {
-                *used = self.generation;
+        let same_name = before.filter(|pair| pair.model == name.id);
+        if let Some(pair) = before {
+            if Arc::ptr_eq(&pair.cell, &cell) && same_name.is_some() {
                 return Arc::clone(pair);
             }
             if pair.cell.view().loaded && !cell.view().loaded {
@@ -149,22 +153,8 @@ impl Cells {
                 cell.mark_loaded(0);
             }
         }
-        let is_new = !self.counted.contains_key(&(node.0, name.id));
-        let counters = self.counters(node.0, name.id);
-        let pair = Arc::new(Pair { cell, counters, model: name.id, model_word: Some(Arc::clone(&name.word)) });
-        if is_new {
-            self.all.push(Arc::clone(&pair));
-        }
-        self.pairs.insert(place, (Arc::clone(&pair), self.generation));
-        pair
-    }
-
-    /// Every pair that ever was, one per (node, model).
-    pub fn all(&mut self) -> Arc<[Arc<Pair>]> {
-        if self.all_shared.len() != self.all.len() {
-            self.all_shared = self.all.as_slice().into();
-        }
-        Arc::clone(&self.all_shared)
+        let counters = same_name.map_or_else(|| self.counters(node.0, name.id), |pair| Arc::clone(&pair.counters));
+        Arc::new(Pair { cell, counters, model: name.id, model_word: Some(Arc::clone(&name.word)) })
     }
 
     /// The cell of these weights on a node, if a name has them.
@@ -178,33 +168,26 @@ impl Cells {
         self.cells.get(&node).into_iter().flat_map(HashMap::values)
     }
 
-    /// Puts links and limits in force after these models were published, and lets go of what they do not use.
-    pub fn settle(
-        &mut self,
-        models: &HashMap<Box<str>, Arc<Model>>,
-        may_serve: impl Fn(&crate::fleet::Candidate) -> bool,
-    ) {
-        let mut links: HashMap<CellId, Vec<&Arc<Queue>>> = HashMap::new();
-        for model in models.values() {
-            for candidate in &model.candidates {
-                let queues = links.entry(candidate.pair.cell.id).or_default();
-                if may_serve(candidate) {
-                    queues.push(&model.queue);
-                }
-            }
+    /// Puts one node's links and limits in force after they were published, and lets go of the cells it does not use any
+    /// more. Where several names share a cell the tightest of their limits holds.
+    pub fn settle(&mut self, node: NodeId, uses: &[Use]) {
+        let mut wanted: HashMap<CellId, (Vec<&Arc<Queue>>, Limit)> = HashMap::with_capacity(uses.len());
+        for one in uses {
+            let (queues, limit) = wanted.entry(one.cell.id).or_insert_with(|| (Vec::new(), one.limit));
+            *limit = tightest(*limit, one.limit);
+            queues.extend(&one.queue);
         }
-        let limits = &self.limits;
-        for cells in self.cells.values_mut() {
-            cells.retain(|_, cell| {
-                let queues = links.remove(&cell.id);
-                put_in_force(cell, queues.as_deref().unwrap_or_default(), limits.get(&cell.id).copied());
-                queues.is_some()
-            });
-        }
-        self.limits.clear();
-        let generation = self.generation;
-        self.pairs.retain(|_, (_, used)| *used == generation);
-        self.generation += 1;
+        let Some(cells) = self.cells.get_mut(&node) else { return };
+        cells.retain(|_, cell| {
+            let wanted = wanted.remove(&cell.id);
+            let (queues, limit) = wanted.as_ref().map_or((&[][..], None), |(queues, limit)| (&**queues, Some(*limit)));
+            put_in_force(cell, queues, limit);
+            wanted.is_some()
+        });
+    }
+
+    /// Lets go of names that no model of the published Snapshot has.
+    pub fn keep_names(&mut self, models: &HashMap<Box<str>, Arc<Model>>) {
         let gone = &mut self.gone;
         self.by_key.retain(|key, name| {
             let stays = models.contains_key(&**key);
@@ -228,12 +211,12 @@ impl Cells {
         });
     }
 
-    /// Ends loads that have been under way for too long.
-    pub fn expire_loads(&self, now: Millis, grace: Millis) {
+    /// Ends loads that have been under way for too long, on the nodes that have any.
+    pub fn expire_loads(&self, nodes: impl Iterator<Item = NodeId>, now: Millis, grace: Millis) {
         for name in self.by_key.values() {
             name.word.expire_load(now, grace);
         }
-        for cell in self.cells.values().flat_map(HashMap::values) {
+        for cell in nodes.flat_map(|node| self.of_node(node)) {
             cell.expire_load(now, grace);
         }
     }
@@ -253,9 +236,8 @@ impl Cells {
         cell
     }
 
-    fn counters(&mut self, node: NodeId, model: ModelId) -> Arc<PairCounters> {
-        let workers = self.workers;
-        Arc::clone(self.counted.entry((node, model)).or_insert_with(|| Arc::new(PairCounters::new(workers))))
+    fn counters(&self, node: NodeId, model: ModelId) -> Arc<PairCounters> {
+        Arc::new(PairCounters::listed(self.workers, &self.used, node, model))
     }
 }
 

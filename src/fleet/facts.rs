@@ -6,11 +6,12 @@
 
 use crate::clock::Millis;
 use crate::config::{Config, NodeConfig};
-use crate::fleet::cells::Cells;
+use crate::fleet::build::Routes;
+use crate::fleet::cells::{Cells, Use};
 use crate::fleet::fetch::{Answer, Ask, FetchError};
 use crate::fleet::health::{Event, Fall, Line, Phase, Standing, panicking};
 use crate::fleet::misses::Misses;
-use crate::fleet::node::{Change, Node, Now, Question, millis};
+use crate::fleet::node::{Blobs, Change, Node, Now, Question, millis};
 use crate::fleet::progress::suspicion;
 use crate::fleet::report::Report;
 use crate::fleet::{Snapshot, memory, resolve};
@@ -29,8 +30,6 @@ pub const INCOMPLETE_MS: Millis = 60_000;
 const PANIC_HOLD_MS: Millis = 60_000;
 /// Changes that only listings show are published together, at most this late.
 const LAZY_MS: Millis = 250;
-/// Ages of facts that were told again without a change are published at most this late.
-const AGES_MS: Millis = 5_000;
 
 /// What [`Facts`] is made of.
 #[derive(Debug)]
@@ -65,16 +64,16 @@ pub struct Job {
 /// What has changed since the last Snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Dirty {
-    /// Candidates have to be rebuilt.
+    /// Some node's candidates, or their state, have changed.
     pub(super) models: bool,
-    /// Listings have to be merged again.
+    /// All listings have to be merged again.
     pub(super) listing: bool,
+    /// `/api/ps` has to be merged again.
+    pub(super) ps: bool,
     /// Publish now.
     pub(super) now: bool,
     /// Publish soon.
     pub(super) soon: bool,
-    /// Publish at some time.
-    pub(super) ages: bool,
 }
 
 /// The fleet as the poller knows it.
@@ -85,6 +84,7 @@ pub struct Facts {
     /// By node: the pair of requests without a known model.
     pub(super) any: Vec<Arc<Pair>>,
     pub(super) cells: Cells,
+    blobs: Blobs,
     pub(super) misses: Misses,
     pub(super) last: Arc<Snapshot>,
     pub(super) dirty: Dirty,
@@ -97,6 +97,19 @@ pub struct Facts {
     pub(super) listed: Vec<bool>,
     /// Cells that can take work since a moment: to be offered.
     pub(super) opened: Vec<Arc<Cell>>,
+    /// By node: its models, their weights or limits have changed since the last Snapshot.
+    pub(super) reroute: Vec<bool>,
+    /// By node: its models in the last Snapshot.
+    pub(super) routes: Vec<Routes>,
+    /// Nodes whose cells are to be settled once the Snapshot is published.
+    pub(super) unsettled: Vec<(usize, Vec<Use>)>,
+    /// Times that all listings, and `/api/ps` alone, were merged.
+    pub(super) merges: (u64, u64),
+    /// What the last Snapshot had to go through, and how long the next one has to wait for it.
+    pub(super) work: usize,
+    pub(super) rest_ms: Millis,
+    /// By node: when it wants to be asked something next. In a row of their own, since they are all looked at each time.
+    dues: Vec<Millis>,
     next_tick: Millis,
     random: u64,
 }
@@ -116,12 +129,16 @@ impl Facts {
                 node
             })
             .collect();
+        let mut blobs = Blobs::default();
+        nodes.iter().for_each(|node| blobs.learn(node));
         let any = nodes.iter().map(|node| cells.any(node.id, &node.word)).collect();
+        let count = nodes.len();
         Self {
             config: parts.config,
             nodes,
             any,
             cells,
+            blobs,
             misses: Misses::default(),
             last: Arc::new(Snapshot::empty()),
             dirty: Dirty { models: true, listing: true, now: true, ..Dirty::default() },
@@ -131,6 +148,13 @@ impl Facts {
             memorable: false,
             listed: Vec::new(),
             opened: Vec::new(),
+            reroute: vec![true; count],
+            routes: std::iter::repeat_with(Routes::default).take(count).collect(),
+            unsettled: Vec::new(),
+            merges: (0, 0),
+            work: 0,
+            rest_ms: 0,
+            dues: vec![0; count],
             next_tick: now.ms + TICK_MS,
             random: parts.seed | 1,
         }
@@ -156,22 +180,28 @@ impl Facts {
     /// When to call [`Facts::due`] and [`Facts::snapshot`] again at the latest.
     #[must_use]
     pub fn next_due(&self) -> Millis {
-        let nodes = self.nodes.iter().map(Node::next_due);
         let ready = if self.ready { Millis::MAX } else { self.started + READY_MS };
-        let publish = if self.dirty.now { 0 } else { self.lazy_at() };
-        nodes.chain([ready, publish, self.next_tick, self.misses.deadline()]).min().unwrap_or(0)
+        let others = [ready, self.publish_at(), self.next_tick, self.misses.deadline()];
+        self.dues.iter().copied().chain(others).min().unwrap_or(0)
     }
 
     /// What to ask now; each answer comes back through [`Facts::answered`].
     pub fn due(&mut self, now: Now) -> Vec<Job> {
         let rules = &self.config.health;
         let random = &mut self.random;
-        let mut jobs = Vec::new();
-        for node in &mut self.nodes {
-            for question in node.due(now.ms, rules, || jitter(random)) {
+        let (mut jobs, mut adopters) = (Vec::new(), Vec::new());
+        for (node, due) in self.nodes.iter_mut().zip(&mut self.dues).filter(|(_, due)| **due <= now.ms) {
+            for question in node.due(now.ms, rules, &mut self.blobs, || jitter(random)) {
                 let ask = node.ask(&question, rules);
                 jobs.push(Job { node: node.id, question, ask, asked_at: now.ms });
             }
+            *due = node.next_due();
+            if node.take_adopted() {
+                adopters.push(node.id);
+            }
+        }
+        for node in adopters {
+            self.take(node, &Change { weights: true, ..Change::default() }, now);
         }
         jobs
     }
@@ -182,6 +212,10 @@ impl Facts {
         let config = Arc::clone(&self.config);
         let Some(node) = place(job.node).and_then(|at| self.nodes.get_mut(at)) else { return };
         let change = node.answered(&job.question, job.asked_at, result, now, &config.health, jitter);
+        if let Question::Weights { digest, .. } = &job.question {
+            self.blobs.answered(digest, node);
+        }
+        self.reschedule(job.node);
         self.take(job.node, &change, now);
         if change.residency {
             self.mark_residency(job.node, job.asked_at);
@@ -231,6 +265,7 @@ impl Facts {
             self.health(id, Event::Suspicion(suspect), now);
             self.health(id, Event::Tick, now);
             if self.nodes[at].forget(now, &self.config.health) {
+                self.reroute[at] = true;
                 self.memorable = true;
                 self.dirty.models = true;
                 self.dirty.listing = true;
@@ -238,7 +273,8 @@ impl Facts {
             }
         }
         self.age_residency(now);
-        self.cells.expire_loads(now.ms, millis(self.config.routing.cold_load_grace));
+        let loading = self.nodes.iter().filter(|node| node.word.cold_loads() > 0).map(|node| node.id);
+        self.cells.expire_loads(loading, now.ms, millis(self.config.routing.cold_load_grace));
         self.cells.sweep();
         self.panic(now);
         self.set_words();
@@ -254,17 +290,23 @@ impl Facts {
         let config = Arc::clone(&self.config);
         let Some(found) = place(node).and_then(|at| self.nodes.get_mut(at)) else { return };
         let change = found.event(event, now, &config.health, jitter);
+        self.reschedule(node);
         self.take(node, &change, now);
     }
 
     /// Acts on what changed in one node.
     fn take(&mut self, id: NodeId, change: &Change, now: Now) {
-        self.dirty.models |= change.models || change.weights;
-        self.memorable |= change.models || change.weights;
+        if change.models || change.weights {
+            self.dirty.models = true;
+            self.memorable = true;
+            if let Some(reroute) = place(id).and_then(|at| self.reroute.get_mut(at)) {
+                *reroute = true;
+            }
+        }
         self.dirty.now |= change.models;
-        self.dirty.soon |= change.listing || change.weights;
+        self.dirty.soon |= change.listing || change.ps || change.weights;
         self.dirty.listing |= change.listing;
-        self.dirty.ages |= change.residency;
+        self.dirty.ps |= change.ps;
         if change.inventory_asked {
             self.misses.answered(id);
         }
@@ -348,13 +390,13 @@ impl Facts {
     fn age_residency(&mut self, now: Now) {
         let stale = millis(self.config.health.stale_residency);
         for node in self.nodes.iter_mut().filter(|node| node.is_ollama()) {
-            if node.ps.at.is_none_or(|at| now.ms.saturating_sub(at) < stale) {
+            if node.ps.at().is_none_or(|at| now.ms.saturating_sub(at) < stale) {
                 continue;
             }
             if !node.loaded.is_empty() {
                 node.loaded = Arc::default();
                 self.dirty.soon = true;
-                self.dirty.listing = true;
+                self.dirty.ps = true;
             }
             for cell in self.cells.of_node(node.id) {
                 cell.mark_unloaded(now.ms.saturating_sub(stale));
@@ -364,15 +406,23 @@ impl Facts {
 
     /// Does `to` to one node, or to all for [`NodeId::NONE`].
     fn each(&mut self, id: NodeId, to: impl Fn(&mut Node)) {
-        self.nodes.iter_mut().filter(|node| id == NodeId::NONE || node.id == id).for_each(to);
+        for (node, due) in self.nodes.iter_mut().zip(&mut self.dues) {
+            if id == NodeId::NONE || node.id == id {
+                to(node);
+                *due = node.next_due();
+            }
+        }
+    }
+
+    /// Something happened to this node: it may want to be asked at another time.
+    fn reschedule(&mut self, id: NodeId) {
+        if let Some(at) = place(id).filter(|&at| at < self.nodes.len()) {
+            self.dues[at] = self.nodes[at].next_due();
+        }
     }
 
     pub(super) fn lazy_at(&self) -> Millis {
-        match (self.dirty.soon, self.dirty.ages) {
-            (true, _) => self.last.published + LAZY_MS,
-            (false, true) => self.last.published + AGES_MS,
-            (false, false) => Millis::MAX,
-        }
+        if self.dirty.soon { self.last.published + LAZY_MS } else { Millis::MAX }
     }
 }
 

@@ -42,10 +42,16 @@ pub fn merge(sources: &[Source<'_>]) -> Listing {
     let models = merge_tags(sources);
     Listing {
         tags: write_models(models.iter().map(|model| &model.fields)),
-        ps: write_models(merge_ps(sources).iter()),
+        ps: merge_ps(sources),
         version: write_version(sources),
         v1_models: write_v1(&models, sources),
     }
+}
+
+/// `/api/ps` alone: what is loaded changes with every request, what could be loaded seldom.
+#[must_use]
+pub fn merge_ps(sources: &[Source<'_>]) -> Bytes {
+    write_models(merged_loaded(sources).iter())
 }
 
 /// The new listing, with the bytes of the old one wherever they are equal, so that clients of equal answers share them.
@@ -139,7 +145,7 @@ fn newest_node<'a, 'b: 'a, T: 'b>(copies: impl Iterator<Item = &'a Seen<'b, T>>)
     copies.into_iter().rev().max_by_key(|copy| (copy.source.healthy, copy.source.version.and_then(number)))
 }
 
-fn merge_ps(sources: &[Source<'_>]) -> Vec<Fields> {
+fn merged_loaded(sources: &[Source<'_>]) -> Vec<Fields> {
     let nodes = sources.iter().filter(|source| source.healthy && source.kind == NodeKind::Ollama);
     let copies = nodes.flat_map(|source| source.loaded.iter().map(move |entry| Seen { source, entry }));
     let groups = grouped(copies, |entry| (&*entry.key, &*entry.digest));

@@ -4,7 +4,7 @@
 
 mod answers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -29,6 +29,10 @@ pub const BRIEFLY_MS: Millis = 60_000;
 const SHOW_RETRY_MS: Millis = 60_000;
 /// An inventory that could not be had is tried again after this: a node that starts blocks the question for a while.
 const INVENTORY_RETRY_MS: Millis = 5_000;
+/// Another node is being asked for the same weights: look again after this.
+const ASKED_ELSEWHERE_MS: Millis = 250;
+/// Weights known to the fleet at most; beyond that all are forgotten, which costs each one another question.
+const BLOBS_MAX: usize = 65_536;
 /// After an unload was asked for, the node needs a moment until ps tells.
 const UNLOAD_MS: Millis = 200;
 /// Time for an inventory. Listings do not wait for it, so it may take a node's whole start-up.
@@ -111,8 +115,10 @@ pub struct Change {
     pub models: bool,
     /// Weights became known: candidates have to be rebuilt, without haste.
     pub weights: bool,
-    /// Something a listing shows.
+    /// Something that listings show.
     pub listing: bool,
+    /// Something that `/api/ps` alone shows.
+    pub ps: bool,
     /// Residency was told, perhaps the same as before: mark cells.
     pub residency: bool,
     /// The inventory was told, changed or not, or could not be had.
@@ -175,6 +181,8 @@ pub struct Node {
     weights_busy: bool,
     /// When to look through the inventory for unknown weights: at once after a change, else when a retry is due.
     weights_at: Millis,
+    /// Weights became known through another node's answer since the last [`Node::take_adopted`].
+    adopted: bool,
 }
 
 impl Node {
@@ -217,6 +225,7 @@ impl Node {
             slots_timer: Timer::NEVER,
             weights_busy: false,
             weights_at: 0,
+            adopted: false,
         }
     }
 
@@ -247,12 +256,19 @@ impl Node {
         if !self.health.is_up() {
             return probe;
         }
+        let weights = if self.weights_busy || !self.is_ollama() { Millis::MAX } else { self.weights_at };
         let timers = [self.inventory_timer, self.residency_timer, self.slots_timer];
-        timers.into_iter().map(Timer::soonest).fold(probe, Millis::min)
+        timers.into_iter().map(Timer::soonest).fold(probe.min(weights), Millis::min)
     }
 
     /// What to ask it now; each is awaited from here on.
-    pub fn due(&mut self, now: Millis, rules: &HealthConfig, mut jitter: impl FnMut() -> u32) -> Vec<Question> {
+    pub fn due(
+        &mut self,
+        now: Millis,
+        rules: &HealthConfig,
+        blobs: &mut Blobs,
+        mut jitter: impl FnMut() -> u32,
+    ) -> Vec<Question> {
         let mut questions = Vec::new();
         if !self.probe_busy && self.health.probe_at <= now {
             self.probe_busy = true;
@@ -273,7 +289,7 @@ impl Node {
             self.slots_timer.start(now + jittered(millis(rules.tags), jitter()));
             questions.push(Question::Slots);
         }
-        questions.extend(self.unknown_weights(now));
+        questions.extend(self.unknown_weights(now, blobs));
         questions
     }
 
@@ -400,8 +416,13 @@ impl Node {
         millis(if tells_residency { rules.ps } else { rules.tags })
     }
 
+    /// Whether weights became known through another node's answer since the last call.
+    pub fn take_adopted(&mut self) -> bool {
+        std::mem::take(&mut self.adopted)
+    }
+
     /// One model whose weights are not known yet; one question at a time, since a show reads the model's file.
-    fn unknown_weights(&mut self, now: Millis) -> Option<Question> {
+    fn unknown_weights(&mut self, now: Millis, blobs: &mut Blobs) -> Option<Question> {
         if self.weights_busy || self.weights_at > now || !self.is_ollama() {
             return None;
         }
@@ -411,13 +432,56 @@ impl Node {
                 Some(Weights::Known(_)) => {}
                 Some(Weights::Retry(at)) if *at > now => self.weights_at = self.weights_at.min(*at),
                 None | Some(Weights::Retry(_)) => {
-                    self.weights_busy = true;
-                    let (digest, name) = (Arc::clone(&entry.digest), Arc::clone(&entry.name));
-                    return Some(Question::Weights { digest, name });
+                    if let Some((digest, blob)) = blobs.known.get_key_value(&entry.digest) {
+                        self.weights.insert(Arc::clone(digest), Weights::Known(Some(Arc::clone(blob))));
+                        self.adopted = true;
+                    } else if blobs.asked.insert(Arc::clone(&entry.digest)) {
+                        self.weights_busy = true;
+                        let (digest, name) = (Arc::clone(&entry.digest), Arc::clone(&entry.name));
+                        return Some(Question::Weights { digest, name });
+                    } else {
+                        self.weights_at = self.weights_at.min(now + ASKED_ELSEWHERE_MS);
+                    }
                 }
             }
         }
         None
+    }
+}
+
+/// Weights that some node told, by digest of the manifest, for all nodes: the digest is the hash of the very text that
+/// names the weights, so equal digests have equal weights wherever they lie. A thousand nodes with two hundred models
+/// are asked two hundred times instead of two hundred thousand.
+#[derive(Debug, Default)]
+pub struct Blobs {
+    known: HashMap<Arc<str>, Arc<str>>,
+    /// Some node is being asked.
+    asked: HashSet<Arc<str>>,
+}
+
+impl Blobs {
+    /// What nodes told an earlier process.
+    pub fn learn(&mut self, node: &Node) {
+        for (digest, weights) in &node.weights {
+            if let Weights::Known(Some(blob)) = weights {
+                self.insert(digest, blob);
+            }
+        }
+    }
+
+    /// A node answered for this manifest; a blob that it showed serves all nodes.
+    pub fn answered(&mut self, digest: &Arc<str>, node: &Node) {
+        self.asked.remove(digest);
+        if let Some(blob) = node.blob(digest) {
+            self.insert(digest, blob);
+        }
+    }
+
+    fn insert(&mut self, digest: &Arc<str>, blob: &Arc<str>) {
+        if self.known.len() >= BLOBS_MAX {
+            self.known.clear();
+        }
+        self.known.insert(Arc::clone(digest), Arc::clone(blob));
     }
 }
 

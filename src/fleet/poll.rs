@@ -12,7 +12,7 @@ use crate::fleet::fetch::{Answer, Client, FetchError};
 use crate::fleet::memory::{self, Memory};
 use crate::fleet::node::Now;
 use crate::fleet::report::Report;
-use crate::fleet::{Fleet, Target};
+use crate::fleet::{Fleet, Snapshot, Target};
 use crate::slots::Cell;
 use crate::sync::{Arc, spawn_local, spawn_thread};
 
@@ -64,6 +64,8 @@ pub struct Poller {
     store_at: Millis,
     stored: flume::Receiver<()>,
     storing: flume::Sender<()>,
+    /// Generations that somebody still holds.
+    retired: Vec<Arc<Snapshot>>,
 }
 
 impl Poller {
@@ -79,8 +81,9 @@ impl Poller {
         let (storing, stored) = flume::bounded(1);
         let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot) };
         let (clock, store_at) = (clock.clone(), now.ms + STORE_FIRST_MS);
+        let retired = Vec::new();
         let mut poller =
-            Self { facts, clients, clock, fleet, reports, answers, answer, store, store_at, stored, storing };
+            Self { facts, clients, clock, fleet, reports, answers, answer, store, store_at, stored, storing, retired };
         poller.publish(now).offer();
         poller
     }
@@ -145,8 +148,11 @@ impl Poller {
         let snapshot = self.facts.snapshot(now);
         let published = snapshot.is_some();
         if let Some(snapshot) = snapshot {
-            self.fleet.snapshot.store(snapshot);
+            self.retired.push(self.fleet.snapshot.swap(snapshot));
         }
+        // Freed here and not by the last worker that lets go: a large fleet's takes milliseconds. A count of one is ours
+        // alone, and can never rise again. A worker that sleeps keeps its own, so there are never many.
+        self.retired.retain(|old| Arc::strong_count(old) > 1);
         Capacity { cells: self.facts.published(now, published), published }
     }
 

@@ -5,6 +5,7 @@
 use crate::config::NodeKind;
 use crate::fleet::{NodeView, Snapshot};
 use crate::ids::NodeId;
+use crate::sync::Arc;
 
 /// Which nodes come into question for [`pick_any`].
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +22,7 @@ pub struct AnyAsk<'a> {
 /// [`crate::slots::Permit`] of [`NodeView::any`] at once.
 #[must_use]
 pub fn pick_any(snapshot: &Snapshot, ask: &AnyAsk<'_>) -> Option<NodeId> {
-    let serves = |n: &&NodeView| {
+    let serves = |n: &&Arc<NodeView>| {
         ask.kind.is_none_or(|kind| kind == n.kind)
             && (!ask.cloud || n.cloud)
             && !ask.tried.contains(&n.id)

@@ -23,7 +23,7 @@ struct Herd {
 
 fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
     let word = Arc::new(ModelWord::new());
-    let views: Vec<_> = nodes.iter().enumerate().map(|(i, (kind, _))| node_view(i, *kind)).collect();
+    let views: Vec<_> = nodes.iter().enumerate().map(|(i, (kind, _))| Arc::new(node_view(i, *kind))).collect();
     let candidates = nodes.iter().zip(&views).map(|((kind, limit), view)| {
         let cell = Arc::new(Cell::new(CellId(view.id.0), view.id, Arc::clone(&view.word), *limit));
         Candidate {
@@ -309,7 +309,7 @@ fn remote_stub_is_warm_where_prompts_may_leave_the_house() {
     let mut herd = ollama(&[HARD1, HARD1]);
     herd.model.candidates.iter_mut().for_each(|c| c.remote = true);
     assert_eq!(herd.pick(), Choice::NoNode);
-    herd.snapshot.nodes[1].cloud = true;
+    Arc::get_mut(&mut herd.snapshot.nodes[1]).expect("nobody else has it").cloud = true;
     assert_eq!(herd.pick(), warm(1));
     assert_eq!(herd.pick(), Choice::Wait);
 }

@@ -4,6 +4,9 @@
 //! request came to; `/api/usage`, `/metrics` and the live sampler read. Must never wait and never use a
 //! read-modify-write: that is what one row per worker buys.
 //!
+//! Most of a large fleet's pairs never see a request: rows come with the first one, and [`Used`] lists the pairs that
+//! have some, so that readers cost what was used and not what could be.
+//!
 //! Rejected: one shared atomic per figure (neighbours cost 12 ns each under contention, padded rows 2), and rows
 //! allocated up front (a fleet of a thousand nodes and a thousand names would own gigabytes of zeros).
 
@@ -12,8 +15,8 @@ use std::sync::OnceLock;
 use crossbeam::utils::CachePadded;
 
 use super::{Count, Outcome, Tokens};
-use crate::ids::WorkerId;
-use crate::sync::{AtomicU64, Ordering};
+use crate::ids::{ModelId, NodeId, WorkerId};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// Adds to a counter that only this thread writes.
 ///
@@ -72,14 +75,53 @@ struct PairRow {
 #[derive(Debug)]
 pub struct PairCounters {
     workers: usize,
-    rows: OnceLock<Box<[CachePadded<PairRow>]>>,
+    rows: OnceLock<Rows>,
+    /// Where its first use is entered, and as what.
+    listed: Option<(Arc<Used>, NodeId, ModelId)>,
+}
+
+/// One row for each worker.
+type Rows = Arc<[CachePadded<PairRow>]>;
+
+/// The pairs that ever saw a request, and their rows, for as long as the process lives; grows by the pair's first user,
+/// read without a lock by the monitoring routes.
+///
+/// Bounded by nodes times `limits.names`. A pair that goes and comes back finds its rows here again.
+#[derive(Debug, Default)]
+pub struct Used {
+    rows: papaya::HashMap<(NodeId, ModelId), Rows>,
+}
+
+impl Used {
+    /// Every pair that ever saw a request, by node and model in the order of their ids.
+    #[must_use]
+    pub fn all(&self) -> Vec<(NodeId, ModelId, PairCounters)> {
+        let rows = self.rows.pin();
+        let mut all: Vec<_> =
+            rows.iter().map(|((node, model), rows)| (*node, *model, PairCounters::of(rows))).collect();
+        all.sort_unstable_by_key(|(node, model, _)| (*node, *model));
+        all
+    }
 }
 
 impl PairCounters {
-    /// Counters for `workers` writers; allocates nothing yet.
+    /// Counters for `workers` writers that no list shows; allocates nothing yet.
     #[must_use]
     pub const fn new(workers: usize) -> Self {
-        Self { workers, rows: OnceLock::new() }
+        Self { workers, rows: OnceLock::new(), listed: None }
+    }
+
+    /// Counters that [`Used`] shows from their first use on, with the rows that it has of this pair, if any.
+    #[must_use]
+    pub fn listed(workers: usize, used: &Arc<Used>, node: NodeId, model: ModelId) -> Self {
+        let rows =
+            used.rows.pin().get(&(node, model)).map_or_else(OnceLock::new, |rows| OnceLock::from(Arc::clone(rows)));
+        Self { workers, rows, listed: Some((Arc::clone(used), node, model)) }
+    }
+
+    /// What a reader needs.
+    fn of(rows: &Rows) -> Self {
+        Self { workers: rows.len(), rows: OnceLock::from(Arc::clone(rows)), listed: None }
     }
 
     /// Counts a slot taken by this worker.
@@ -148,8 +190,17 @@ impl PairCounters {
     }
 
     fn row(&self, worker: WorkerId) -> &PairRow {
-        let rows = self.rows.get_or_init(|| (0..self.workers).map(|_| CachePadded::default()).collect());
-        &rows[worker.0]
+        &self.rows.get_or_init(|| self.first_rows())[worker.0]
+    }
+
+    /// The rows of a first use. Under two counters of one pair (one of them of an older generation) both get the same.
+    #[cold]
+    fn first_rows(&self) -> Rows {
+        let fresh = || (0..self.workers).map(|_| CachePadded::default()).collect();
+        match &self.listed {
+            Some((used, node, model)) => Arc::clone(used.rows.pin().get_or_insert_with((*node, *model), fresh)),
+            None => fresh(),
+        }
     }
 
     fn sum(&self, figure: impl Fn(&PairRow) -> u64) -> u64 {
@@ -186,6 +237,25 @@ mod tests {
         assert_eq!(pair.requests(), 3);
         assert_eq!(pair.tokens(), exact.plus(exact));
         assert_eq!(pair.estimated(), exact);
+    }
+
+    #[test]
+    fn a_pair_is_listed_from_its_first_use_and_finds_its_rows_again() {
+        let used = Arc::new(Used::default());
+        let counters = |node, model| PairCounters::listed(2, &used, NodeId(node), ModelId(model));
+        let (old, idle) = (counters(3, 5), counters(1, 5));
+        let older = counters(3, 5);
+        assert!(used.all().is_empty());
+        old.started(WorkerId(1));
+        older.started(WorkerId(0));
+        counters(2, 9).started(WorkerId(0));
+        let all: Vec<_> = used.all().iter().map(|(node, model, c)| (node.0, model.0, c.in_flight())).collect();
+        assert_eq!(all, [(2, 9, 1), (3, 5, 2)]);
+        drop((old, older));
+        let back = counters(3, 5);
+        back.ended(WorkerId(1));
+        assert_eq!((back.starts(), back.in_flight(), idle.starts()), (2, 1, 0));
+        assert_eq!(used.all().len(), 2);
     }
 
     #[test]

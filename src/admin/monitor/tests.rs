@@ -115,7 +115,7 @@ fn config_lists_both_kinds_without_a_probe() {
 
 fn loaded(entries: &[&str]) -> Arc<NodePs> {
     let raw = |text: &&str| RawValue::from_string((*text).to_owned()).unwrap();
-    Arc::new(NodePs { at: Some(1), entries: entries.iter().map(raw).collect() })
+    Arc::new(NodePs::new(1, entries.iter().map(raw).collect()))
 }
 
 #[test]

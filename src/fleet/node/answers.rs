@@ -103,13 +103,15 @@ impl Node {
         };
         self.note_lost(&entries, now, rules);
         let residency = !self.is_ollama();
-        if residency {
-            self.ps = Arc::new(NodePs {
-                at: Some(now.ms),
-                entries: raw(entries.iter().filter(|e| e.loaded).map(|e| &e.fields)),
-            });
-        }
         let same = same_entries(&self.inventory, &entries);
+        if residency {
+            if same && self.ps.at().is_some() {
+                self.ps.told_again(now.ms);
+            } else {
+                let loaded = entries.iter().filter(|entry| entry.loaded).map(|entry| &entry.fields);
+                self.ps = Arc::new(NodePs::new(now.ms, raw(loaded)));
+            }
+        }
         if !same {
             self.inventory = Arc::new(entries);
             self.weights_at = now.ms;
@@ -143,12 +145,15 @@ impl Node {
         self.residency_asked = Some(asked_at);
         let same =
             self.loaded.len() == loaded.len() && self.loaded.iter().zip(&loaded).all(|(a, b)| a.fields == b.fields);
-        let entries = raw(loaded.iter().map(|entry| &entry.fields));
-        self.ps = Arc::new(NodePs { at: Some(now.ms), entries });
+        if same && self.ps.entries.len() == loaded.len() {
+            self.ps.told_again(now.ms);
+        } else {
+            self.ps = Arc::new(NodePs::new(now.ms, raw(loaded.iter().map(|entry| &entry.fields))));
+        }
         if !same {
             self.loaded = Arc::new(loaded);
         }
-        Change { listing: !same, residency: true, ..Change::default() }
+        Change { ps: !same, residency: true, ..Change::default() }
     }
 
     pub(super) fn take_slots(&mut self, result: &Result<Answer, FetchError>) -> Change {
