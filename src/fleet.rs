@@ -19,6 +19,7 @@ pub mod poll;
 pub mod progress;
 pub mod report;
 pub mod resolve;
+pub mod shelf;
 mod weave;
 
 use std::collections::HashMap;

@@ -14,6 +14,7 @@ use crate::fleet::misses::Misses;
 use crate::fleet::node::{Blobs, Change, Node, Now, Question, millis};
 use crate::fleet::progress::suspicion;
 use crate::fleet::report::Report;
+use crate::fleet::shelf::Shelf;
 use crate::fleet::{Snapshot, memory, resolve};
 use crate::ids::NodeId;
 use crate::slots::{Cell, Pair};
@@ -85,6 +86,7 @@ pub struct Facts {
     pub(super) any: Vec<Arc<Pair>>,
     pub(super) cells: Cells,
     blobs: Blobs,
+    shelf: Shelf,
     pub(super) misses: Misses,
     pub(super) last: Arc<Snapshot>,
     pub(super) dirty: Dirty,
@@ -120,7 +122,7 @@ impl Facts {
     pub fn new(parts: Parts, remembered: memory::Memory, now: Now) -> Self {
         let mut cells = Cells::new(parts.names, parts.workers, parts.config.limits.queue_length);
         let mut remembered = remembered;
-        let nodes: Vec<Node> = (0..)
+        let mut nodes: Vec<Node> = (0..)
             .zip(parts.nodes)
             .map(|(id, config)| {
                 let target = Arc::new(resolve::target(&config, parts.config.timeouts.connect));
@@ -129,8 +131,11 @@ impl Facts {
                 node
             })
             .collect();
-        let mut blobs = Blobs::default();
-        nodes.iter().for_each(|node| blobs.learn(node));
+        let (mut blobs, mut shelf) = (Blobs::default(), Shelf::default());
+        for node in &mut nodes {
+            blobs.learn(node);
+            node.share_entries(&mut shelf);
+        }
         let any = nodes.iter().map(|node| cells.any(node.id, &node.word)).collect();
         let count = nodes.len();
         Self {
@@ -139,6 +144,7 @@ impl Facts {
             any,
             cells,
             blobs,
+            shelf,
             misses: Misses::default(),
             last: Arc::new(Snapshot::empty()),
             dirty: Dirty { models: true, listing: true, now: true, ..Dirty::default() },
@@ -212,6 +218,9 @@ impl Facts {
         let config = Arc::clone(&self.config);
         let Some(node) = place(job.node).and_then(|at| self.nodes.get_mut(at)) else { return };
         let change = node.answered(&job.question, job.asked_at, result, now, &config.health, jitter);
+        if change.models {
+            node.share_entries(&mut self.shelf);
+        }
         if let Question::Weights { digest, .. } = &job.question {
             self.blobs.answered(digest, node);
         }
@@ -276,6 +285,7 @@ impl Facts {
         let loading = self.nodes.iter().filter(|node| node.word.cold_loads() > 0).map(|node| node.id);
         self.cells.expire_loads(loading, now.ms, millis(self.config.routing.cold_load_grace));
         self.cells.sweep();
+        self.shelf.sweep();
         self.panic(now);
         self.set_words();
         let listed = self.nodes.iter().map(|node| node.is_listed(now));

@@ -15,14 +15,55 @@ use crate::dialect::name;
 use crate::sync::Arc;
 
 /// One JSON object: keys and values in order, values as received.
+///
+/// A thousand nodes show the same object but for one value, their own date: the list is shared, that value lies beside it
+/// ([`Fields::share`]).
 #[derive(Clone, Debug, Default)]
-pub struct Fields(Vec<(Box<str>, Box<RawValue>)>);
+pub struct Fields {
+    list: Arc<[Field]>,
+    own: Option<Box<(usize, Box<RawValue>)>>,
+}
+
+type Field = (Box<str>, Box<RawValue>);
 
 impl Fields {
     /// The raw JSON of a value; the last one wins, as everywhere.
     #[must_use]
     pub fn raw(&self, key: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(k, _)| &**k == key).map(|(_, value)| value.get())
+        self.place(key).map(|at| self.at(at).1)
+    }
+
+    fn place(&self, key: &str) -> Option<usize> {
+        self.list.iter().rposition(|(k, _)| &**k == key)
+    }
+
+    fn at(&self, at: usize) -> (&str, &str) {
+        let (key, value) = &self.list[at];
+        let own = self.own.as_deref().filter(|(place, _)| *place == at);
+        (key, own.map_or(value, |(_, own)| own).get())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        (0..self.list.len()).map(|at| self.at(at))
+    }
+
+    /// Takes over the list of `other`, if that is the same but for the value of `key`; says whether it did.
+    pub fn share(&mut self, other: &Self, key: &str) -> bool {
+        let Some(place) = other.place(key).filter(|_| self.list.len() == other.list.len()) else { return false };
+        let same =
+            self.iter().zip(other.iter()).enumerate().all(|(at, (a, b))| a.0 == b.0 && (at == place || a.1 == b.1));
+        if same {
+            let (value, theirs) = (self.at(place).1, other.list[place].1.get());
+            let own = (value != theirs).then(|| RawValue::from_string(value.to_owned()).ok()).flatten();
+            *self = Self { own: own.map(|own| Box::new((place, own))), list: Arc::clone(&other.list) };
+        }
+        same
+    }
+
+    /// How many objects share the list.
+    #[must_use]
+    pub fn sharers(&self) -> usize {
+        Arc::strong_count(&self.list)
     }
 
     /// A value of this type; `None` if it is absent, null or of another type.
@@ -33,11 +74,13 @@ impl Fields {
 
     /// Replaces a value in its place; a key that is absent stays absent (older nodes lack some).
     pub fn replace(&mut self, key: &str, raw: &str) {
-        if let Some((_, value)) = self.0.iter_mut().rev().find(|(k, _)| &**k == key)
-            && let Ok(new) = RawValue::from_string(raw.to_owned())
-        {
-            *value = new;
+        let (Some(at), Ok(new)) = (self.place(key), RawValue::from_string(raw.to_owned())) else { return };
+        if let Some(own) = self.own.take_if(|own| own.0 != at) {
+            let mut list = self.list.to_vec();
+            list[own.0].1 = own.1;
+            self.list = list.into();
         }
+        self.own = Some(Box::new((at, new)));
     }
 
     /// The object as one raw value.
@@ -51,13 +94,13 @@ impl Fields {
     /// Appends the object to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'{');
-        for (at, (key, value)) in self.0.iter().enumerate() {
+        for (at, (key, value)) in self.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
             write_text(out, key);
             out.push(b':');
-            out.extend_from_slice(value.get().as_bytes());
+            out.extend_from_slice(value.as_bytes());
         }
         out.push(b'}');
     }
@@ -66,8 +109,7 @@ impl Fields {
 impl PartialEq for Fields {
     /// Byte for byte: what was received again is the same, whatever it means.
     fn eq(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
-            && self.0.iter().zip(&other.0).all(|((a, x), (b, y))| a == b && x.get() == y.get())
+        self.list.len() == other.list.len() && self.iter().eq(other.iter())
     }
 }
 
@@ -90,7 +132,7 @@ impl<'de> Deserialize<'de> for Fields {
                 while let Some((key, value)) = map.next_entry::<Box<str>, Box<RawValue>>()? {
                     fields.push((key, value));
                 }
-                Ok(Fields(fields))
+                Ok(Fields { list: fields.into(), own: None })
             }
         }
         deserializer.deserialize_map(InOrder)
@@ -313,6 +355,25 @@ mod tests {
         assert_eq!(written(&fields), r#"{"a":7,"b":{"c":[1, 2]},"d":null}"#);
         assert_eq!(fields.value::<u64>("a"), Some(7));
         assert_eq!(fields.value::<u64>("d"), None);
+    }
+
+    #[test]
+    fn objects_that_differ_in_one_value_share_the_rest() {
+        let read = |text: &str| serde_json::from_str::<Fields>(text).unwrap();
+        let texts = [r#"{"name":"m","modified_at":"a","size":1}"#, r#"{"name":"m","modified_at":"b","size":1}"#];
+        let base = read(texts[0]);
+        let (mut same, mut other) = (read(texts[0]), read(texts[1]));
+        assert!(same.share(&base, "modified_at") && other.share(&base, "modified_at"));
+        assert_eq!(base.sharers(), 3);
+        assert_eq!([written(&same), written(&other)], texts);
+        assert!(other == read(texts[1]) && other != base);
+        other.replace("size", "9");
+        other.replace("modified_at", "\"c\"");
+        assert_eq!(written(&other), r#"{"name":"m","modified_at":"c","size":9}"#);
+        assert_eq!(written(&base), texts[0], "what others share stays");
+        for foreign in [r#"{"name":"m","modified_at":"a","size":2}"#, r#"{"name":"m","modified_at":"a"}"#, "{}"] {
+            assert!(!read(foreign).share(&base, "modified_at"), "{foreign}");
+        }
     }
 
     #[test]

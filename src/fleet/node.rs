@@ -14,6 +14,7 @@ use crate::fleet::fetch::{Answer, Ask, FetchError};
 use crate::fleet::health::{self, Effects, Event, Health, Phase, jittered};
 use crate::fleet::inventory::{Entry, Loaded};
 use crate::fleet::progress::NodeProgress;
+use crate::fleet::shelf::Shelf;
 use crate::fleet::{NodePs, Target};
 use crate::ids::NodeId;
 use crate::slots::NodeWord;
@@ -154,6 +155,8 @@ pub struct Node {
     pub version: Option<Arc<str>>,
     /// Its models, last known.
     pub inventory: Arc<Vec<Entry>>,
+    /// Hash of the answer that told them: the same answer again need not be read.
+    inventory_hash: Option<u64>,
     /// Names that it had before it went down and not any more, with the UTC millisecond until which they count.
     pub lost: HashMap<Arc<str>, (Arc<str>, u64)>,
     /// What it has in memory, last known.
@@ -208,6 +211,7 @@ impl Node {
             health: Health::new(now.ms),
             version: None,
             inventory: Arc::default(),
+            inventory_hash: None,
             lost: HashMap::new(),
             loaded: Arc::default(),
             ps: Arc::default(),
@@ -235,6 +239,14 @@ impl Node {
         self.inventory = Arc::new(inventory);
         self.seen_unix_ms = Some(seen_unix_ms);
         self.returned = !was_up;
+    }
+
+    /// Shares with other nodes what its inventory says alike.
+    pub fn share_entries(&mut self, shelf: &mut Shelf) {
+        // Nobody else holds it, or it is being stored and keeps what it has.
+        if let Some(entries) = Arc::get_mut(&mut self.inventory) {
+            entries.iter_mut().for_each(|entry| shelf.put(entry));
+        }
     }
 
     /// Whether it speaks Ollama's API.
@@ -395,6 +407,7 @@ impl Node {
         let long_gone = now.unix_ms.saturating_sub(seen) >= millis(rules.forget_models_after);
         if !self.health.is_up() && !self.inventory.is_empty() && long_gone {
             self.inventory = Arc::default();
+            self.inventory_hash = None;
             forgot = true;
         }
         forgot

@@ -2,6 +2,8 @@
 //!
 //! Called by [`Node::answered`] alone.
 
+use std::hash::Hasher;
+
 use http::StatusCode;
 use serde_json::value::RawValue;
 
@@ -88,12 +90,20 @@ impl Node {
         self.inventory_timer.busy = false;
         self.round_done = true;
         let unchanged = Change { inventory_asked: true, ..Change::default() };
-        let entries = match (body(result, "the inventory"), self.is_ollama()) {
-            (Ok(body), true) => inventory::tags(body),
-            (Ok(body), false) => inventory::served(body),
-            (Err(why), _) => Err(why),
-        };
-        let entries = match entries {
+        let told = body(result, "the inventory");
+        let hash = told.as_ref().ok().map(|body| hashed(body));
+        if hash.is_some() && hash == self.inventory_hash {
+            let known = Arc::clone(&self.inventory);
+            self.note_lost(&known, now, rules);
+            if !self.is_ollama() && self.ps.at().is_some() {
+                self.ps.told_again(now.ms);
+            }
+            // (A node that went down lost its residency: then it is read anew, below.)
+            if self.is_ollama() || self.ps.at().is_some() {
+                return Change { residency: !self.is_ollama(), ..unchanged };
+            }
+        }
+        let entries = match told.and_then(if self.is_ollama() { inventory::tags } else { inventory::served }) {
             Ok(entries) => entries,
             Err(why) => {
                 tracing::debug!(node = %self.name, why, "no inventory");
@@ -112,6 +122,7 @@ impl Node {
                 self.ps = Arc::new(NodePs::new(now.ms, raw(loaded)));
             }
         }
+        self.inventory_hash = hash;
         if !same {
             self.inventory = Arc::new(entries);
             self.weights_at = now.ms;
@@ -193,6 +204,13 @@ fn body<'a>(result: &'a Result<Answer, FetchError>, what: &str) -> Result<&'a [u
         Ok(answer) => Err(format!("{what}: answered {}", answer.status)),
         Err(error) => Err(format!("{what}: {error}")),
     }
+}
+
+/// Of a whole body. A node that found two bodies of one hash would keep its own news from us, no more.
+fn hashed(body: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(body);
+    hasher.finish()
 }
 
 fn lacks_path(status: StatusCode) -> bool {
