@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# worker threads under steady load: no futex, no wake of another thread, few writes per burst (strace)
+# worker threads under steady load: no futex, no wake, no call beyond the budget of a short request, burst or chunk (strace)
 # shellcheck source=../lib.sh
 source .ci/lib.sh
 
