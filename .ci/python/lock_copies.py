@@ -98,7 +98,9 @@ def shipped():
     found, todo = set(), [graph["resolve"]["root"]]
     while todo:
         for dep in nodes[todo.pop()]["deps"]:
-            if dep["pkg"] not in found and any(kind["kind"] is None for kind in dep["dep_kinds"]):
+            # Under a cfg of our own: a model or the opponent of a measurement.
+            ships = lambda kind: kind["kind"] is None and not (kind["target"] or "").startswith("cfg(proxy_")
+            if dep["pkg"] not in found and any(ships(kind) for kind in dep["dep_kinds"]):
                 found.add(dep["pkg"])
                 todo.append(dep["pkg"])
     is_macro = lambda package: any("proc-macro" in target["kind"] for target in package["targets"])
@@ -167,8 +169,10 @@ def manifest(text, lockcount):
 def project(out, crates, lockcount):
     """A copy of the project that is built with the counted crates, and knows that it is."""
     folder = out / "project"
-    for part in ("src", "tests", "benches"):
+    # What the manifests name has to be there, though the tests alone are built.
+    for part in ("src", "tests", "benches", "perf/src", "perf/locked"):
         mirror(ROOT / part, folder / part)
+    write(folder / "perf/Cargo.toml", (ROOT / "perf/Cargo.toml").read_bytes())
     # No binary: nothing here runs it.
     (folder / "src/main.rs").unlink()
     text = (ROOT / "Cargo.toml").read_text()
