@@ -46,8 +46,8 @@ pub(crate) struct Counts {
 /// A scenario's answer.
 struct Answer {
     pieces: Pieces,
-    /// For a client whose request did not ask for usage.
-    silent: Pieces,
+    /// Where the proxy asked for the usage and the client did not.
+    with_usage: Pieces,
     every: Duration,
     endless: bool,
     expected: Vec<u8>,
@@ -156,7 +156,7 @@ impl Backend {
             let splice = scenario.answer.form == Form::Sse && !scenario.request.include_usage;
             answers.push(Answer {
                 expected: work.body().to_vec(),
-                silent: Rc::new(Workload::without_usage(scenario)),
+                with_usage: Rc::new(Workload::pieces_with_usage(scenario)),
                 pieces: Rc::new(work.pieces),
                 every: Duration::from_millis(work.every_ms),
                 endless: scenario.load.hold,
@@ -370,11 +370,15 @@ impl Backend {
     fn spliced(&mut self, answer: usize, body: &[u8]) -> Asked {
         let known = &self.answers[answer];
         if body == known.expected {
-            return Asked::Question(Rc::clone(&known.silent));
+            return Asked::Known(answer);
         }
         let asks = memchr::memmem::find(body, b"\"stream_options\":{\"include_usage\":true}").is_some();
         let kept = body.starts_with(&known.expected[..known.expected.len() - 1]);
-        if asks && kept { Asked::Known(answer) } else { self.bent() }
+        if !asks || !kept {
+            return self.bent();
+        }
+        self.counts.requests += 1;
+        Asked::Question(Rc::clone(&known.with_usage))
     }
 
     fn bent(&mut self) -> Asked {
@@ -445,8 +449,18 @@ impl Backend {
     }
 }
 
-/// Sends one piece, or the rest of one. False when the connection is broken.
+/// Sends what is due: one piece, or the rest of one; all of them where they have no pace. False when the connection is
+/// broken.
 fn push(conn: &mut Conn) -> bool {
+    loop {
+        let whole = push_one(conn);
+        if !whole || !conn.every.is_zero() || !matches!(conn.sending, Some((_, _, 0))) {
+            return whole;
+        }
+    }
+}
+
+fn push_one(conn: &mut Conn) -> bool {
     let Some((pieces, piece, offset)) = &mut conn.sending else { return true };
     let Some(bytes) = pieces.get(*piece) else {
         conn.sending = None;

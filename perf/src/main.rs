@@ -9,6 +9,7 @@ mod backend;
 mod compare;
 mod epoll;
 mod fetch;
+mod flame;
 mod http;
 mod load;
 mod machine;
@@ -27,7 +28,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::peers::Programs;
@@ -49,6 +50,8 @@ enum Command {
     Table { file: PathBuf },
     /// Say what changed from one results file to another, beyond noise
     Compare { before: PathBuf, after: PathBuf },
+    /// Draw a flamegraph of a peer at a scenario
+    Flame(FlameFlags),
     /// List scenarios and what each isolates
     List,
     #[command(hide = true)]
@@ -57,7 +60,9 @@ enum Command {
     Load,
     #[command(hide = true)]
     Exec {
-        cpu: usize,
+        #[arg(long)]
+        real_time: bool,
+        core: usize,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
@@ -86,6 +91,10 @@ struct RunFlags {
     /// Peers, with commas; one that is named must be there
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
+    /// Run all that is measured in the real-time class: latencies hold on a machine that does other work, which stands
+    /// still meanwhile (needs root)
+    #[arg(long)]
+    real_time: bool,
     /// Count system calls too, in a pass of its own (needs strace)
     #[arg(long)]
     syscalls: bool,
@@ -93,6 +102,28 @@ struct RunFlags {
     #[arg(long, default_value = "")]
     label: String,
     /// Where results go
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct FlameFlags {
+    scenario: String,
+    #[arg(long, default_value = "herdgate")]
+    peer: String,
+    /// How long to look
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
+    seconds: u64,
+    /// How stacks are walked; `in-process` asks the proxy's own profiler, which is also what is left without perf
+    #[arg(long, value_enum, default_value_t = flame::Stacks::Dwarf)]
+    stacks: flame::Stacks,
+    /// The proxy's binary
+    #[arg(long, value_name = "PATH")]
+    herdgate: Option<PathBuf>,
+    /// The same, built with the locked state
+    #[arg(long, value_name = "PATH")]
+    locked: Option<PathBuf>,
+    /// Where the picture goes
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -113,6 +144,7 @@ fn main() -> anyhow::Result<()> {
             print!("{}", compare::compare(&Results::read(&before)?, &Results::read(&after)?));
             Ok(())
         }
+        Command::Flame(flags) => flame(flags),
         Command::List => {
             for scenario in scenario::load(&root().join("scenarios"))? {
                 println!("{:<12} {:<12} {}", scenario.name, scenario.sets.join(","), scenario.isolates);
@@ -121,7 +153,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Backend => backend::main(),
         Command::Load => load::main(),
-        Command::Exec { cpu, command } => process::exec(cpu, &command),
+        Command::Exec { real_time, core, command } => process::exec(process::Seat { core, real_time }, &command),
     }
 }
 
@@ -151,17 +183,42 @@ fn built() -> PathBuf {
     target.join("release/herdgate")
 }
 
+fn flame(flags: FlameFlags) -> anyhow::Result<()> {
+    let scenario =
+        scenario::choose(&scenario::load(&root().join("scenarios"))?, std::slice::from_ref(&flags.scenario))?
+            .into_iter()
+            .find(|scenario| scenario.name == flags.scenario)
+            .context("one scenario, not a set")?;
+    let programs = Programs {
+        herdgate: flags.herdgate.unwrap_or_else(built),
+        locked: flags.locked,
+        templates: root().join("peers"),
+        real_time: false,
+    };
+    programs.find(&flags.peer).map_err(anyhow::Error::msg)?;
+    let _alone = process::alone()?;
+    let picture = flame::draw(&programs, &flags.peer, &scenario, flags.seconds, flags.stacks)?;
+    let out = flags.out.unwrap_or_else(|| PathBuf::from(format!("flame-{}-{}.svg", scenario.name, flags.peer)));
+    std::fs::write(&out, picture).with_context(|| format!("{}", out.display()))?;
+    println!("written to {}", out.display());
+    Ok(())
+}
+
 fn measure(flags: RunFlags) -> anyhow::Result<()> {
     let scenarios = scenario::choose(&scenario::load(&root().join("scenarios"))?, &flags.set)?;
     let programs = Programs {
         herdgate: flags.herdgate.unwrap_or_else(built),
         locked: flags.locked,
         templates: root().join("peers"),
+        real_time: flags.real_time,
     };
     let (found, mut remarks) = present(&programs, &flags.peers)?;
     if process::cores()?.len() < 2 {
         remarks
             .push("one core only: the proxy shares it with nodes and generator, nothing here is comparable".to_owned());
+    }
+    if flags.real_time {
+        remarks.push("all that is measured ran in the real-time class".to_owned());
     }
     for remark in &remarks {
         eprintln!("{remark}");
@@ -191,6 +248,7 @@ fn measure(flags: RunFlags) -> anyhow::Result<()> {
     };
     let out = flags.out.unwrap_or_else(|| run::default_out(root(), &header.taken, &header.commit));
     let mut results = Results { header, samples: Vec::new() };
+    let _alone = process::alone()?;
     let ended = run::run(&plan, &scenarios, &mut |sample| {
         eprintln!(
             "{:<12} {:<9} {} {:?}: {:.0} answers/s, CPU {:.1} us each; generator {:.0} %, nodes {:.0} % of their core",

@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::accounting;
 use crate::fetch;
-use crate::process::{self, Running};
+use crate::process::{self, Running, Seat};
 use crate::scenario::Scenario;
 use crate::workload::Workload;
 
@@ -31,9 +31,21 @@ pub(crate) struct Programs {
     pub(crate) locked: Option<PathBuf>,
     /// `perf/peers`.
     pub(crate) templates: PathBuf,
+    /// Everything measured runs in the real-time class.
+    pub(crate) real_time: bool,
 }
 
 impl Programs {
+    /// The proxy's seat.
+    pub(crate) fn proxy_seat(&self) -> Seat {
+        Seat { core: PROXY_CORE, real_time: self.real_time }
+    }
+
+    /// The seat of nodes and generator.
+    pub(crate) fn other_seat(&self) -> Seat {
+        Seat { core: OTHER_CORE, real_time: self.real_time }
+    }
+
     /// Path and version of a peer, or what is missing.
     pub(crate) fn find(&self, peer: &str) -> Result<(PathBuf, String), String> {
         let installed = |name: &str| {
@@ -128,6 +140,7 @@ pub(crate) fn start(
 ) -> anyhow::Result<Peer> {
     let first = *nodes.first().context("a node")?;
     let log = dir.join(format!("{name}.log"));
+    ensure!(scenario.includes(name), "{name} takes no part in {}", scenario.name);
     if name == "direct" {
         return Ok(Peer { name: name.to_owned(), port: first, running: None, log });
     }
@@ -151,7 +164,7 @@ pub(crate) fn start(
     };
     let file = File::create(&log)?;
     let pipes = (Stdio::null(), Stdio::from(file.try_clone()?), Stdio::from(file));
-    let running = process::start(PROXY_CORE, program.as_os_str(), &arguments, pipes)?;
+    let running = process::start(programs.proxy_seat(), program.as_os_str(), &arguments, pipes)?;
     let mut peer = Peer { name: name.to_owned(), port, running: Some(running), log };
     peer.wait_ready(scenario)?;
     Ok(peer)
@@ -191,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_missing_peer_says_where_it_comes_from() {
-        let programs = Programs { herdgate: "/nowhere".into(), locked: None, templates: "/nowhere".into() };
+        let programs =
+            Programs { herdgate: "/nowhere".into(), locked: None, templates: "/nowhere".into(), real_time: false };
         assert!(programs.find("herdgate").unwrap_err().contains("cargo build --release"));
         assert!(programs.find("locked").unwrap_err().contains("--locked"));
         assert!(programs.find("squid").is_err());

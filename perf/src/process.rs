@@ -48,24 +48,40 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    /// Asks it to end and waits; true once it has.
+    pub(crate) fn stop(&mut self, time: Duration) -> bool {
         if self.ended().is_some() {
-            return;
+            return true;
         }
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
-        if self.wait(Duration::from_secs(5)).is_err() {
+        let _ = self.wait(time);
+        self.ended().is_some()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.stop(Duration::from_secs(5)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// Starts `program` pinned to `cpu`; it dies with this process.
+/// Where and how a child runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) core: usize,
+    /// Before everything that is not, by the scheduler's real-time class.
+    pub(crate) real_time: bool,
+}
+
+/// Starts `program` in its seat; it dies with this process.
 pub(crate) fn start(
-    cpu: usize,
+    seat: Seat,
     program: &OsStr,
     arguments: &[&OsStr],
     pipes: (Stdio, Stdio, Stdio),
@@ -73,7 +89,8 @@ pub(crate) fn start(
     let own = std::env::current_exe().context("this program's own path")?;
     let child = Command::new(own)
         .arg("exec")
-        .arg(cpu.to_string())
+        .args(seat.real_time.then_some("--real-time"))
+        .arg(seat.core.to_string())
         .arg(program)
         .args(arguments)
         .stdin(pipes.0)
@@ -84,16 +101,22 @@ pub(crate) fn start(
     Ok(Running { child })
 }
 
-/// `herdgate-perf exec CPU PROGRAM …`: becomes the program, pinned, with the parent's death as its own.
-pub(crate) fn exec(cpu: usize, command: &[std::ffi::OsString]) -> anyhow::Result<()> {
+/// `herdgate-perf exec CORE PROGRAM …`: becomes the program, pinned, with the parent's death as its own.
+pub(crate) fn exec(seat: Seat, command: &[std::ffi::OsString]) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("death signal")?;
-    pin(cpu)?;
+    pin(seat.core)?;
     take_precedence();
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(Resource::Nofile, raised).context("file limit")?;
     let (program, arguments) = command.split_first().context("a program to start")?;
-    let error = Command::new(program).args(arguments).exec();
+    let mut next = Command::new(program);
+    if seat.real_time {
+        // No safe call for this exists; util-linux is everywhere.
+        next = Command::new("chrt");
+        next.args(["--rr", "1"]).arg(program);
+    }
+    let error = next.args(arguments).exec();
     Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
@@ -119,6 +142,24 @@ fn pin(cpu: usize) -> anyhow::Result<()> {
 pub(crate) fn cores() -> anyhow::Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).context("affinity")?;
     Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+}
+
+/// Waits until no other run measures on this machine: two at once would measure each other. Holds until dropped.
+pub(crate) fn alone() -> anyhow::Result<std::fs::File> {
+    let path = std::env::temp_dir().join("herdgate-perf.lock");
+    let file = std::fs::File::options().create(true).append(true).open(&path).context("the lock file")?;
+    let until = Instant::now() + Duration::from_secs(3_600);
+    let mut told = false;
+    while file.try_lock().is_err() {
+        if Instant::now() > until {
+            bail!("another run has been measuring for an hour ({})", path.display());
+        }
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("waiting for another run on this machine to end");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(file)
 }
 
 /// The whole path of a program, if it is installed; where servers live is looked at too.

@@ -13,8 +13,8 @@ use anyhow::{Context, bail, ensure};
 use crate::backend::{self, Counts};
 use crate::fetch;
 use crate::load::{self, Figures, Mode};
-use crate::peers::{self, OTHER_CORE, Peer, Programs};
-use crate::process::{self, Running};
+use crate::peers::{self, Peer, Programs};
+use crate::process::{self, Running, Seat};
 use crate::results::{Pass, Sample};
 use crate::scenario::Scenario;
 use crate::syscalls;
@@ -50,10 +50,10 @@ struct Contestant {
 }
 
 impl Nodes {
-    pub(crate) fn start(scenario: &Scenario) -> anyhow::Result<Self> {
+    pub(crate) fn start(scenario: &Scenario, seat: Seat) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let pipes = (Stdio::piped(), Stdio::piped(), Stdio::inherit());
-        let mut running = process::start(OTHER_CORE, own.as_os_str(), &["backend".as_ref()], pipes)?;
+        let mut running = process::start(seat, own.as_os_str(), &["backend".as_ref()], pipes)?;
         let job = backend::Job {
             scenarios: vec![scenario.clone()],
             nodes: scenario.fleet.nodes,
@@ -79,7 +79,7 @@ impl Nodes {
     }
 
     /// Waits until pollers have asked what they ask once: then they ask at their own pace only.
-    fn settle(&self) -> anyhow::Result<()> {
+    pub(crate) fn settle(&self) -> anyhow::Result<()> {
         if self.ports.len() == 1 {
             std::thread::sleep(Duration::from_millis(500));
             return Ok(());
@@ -100,10 +100,10 @@ impl Nodes {
 }
 
 /// One window in a process of its own.
-pub(crate) fn window(job: &load::Job) -> anyhow::Result<Figures> {
+pub(crate) fn window(job: &load::Job, seat: Seat) -> anyhow::Result<Figures> {
     let own = std::env::current_exe()?;
     let pipes = (Stdio::piped(), Stdio::piped(), Stdio::inherit());
-    let mut running = process::start(OTHER_CORE, own.as_os_str(), &["load".as_ref()], pipes)?;
+    let mut running = process::start(seat, own.as_os_str(), &["load".as_ref()], pipes)?;
     let mut input = running.child().stdin.take().context("the generator's standard input")?;
     input.write_all(&serde_json::to_vec(job)?)?;
     drop(input);
@@ -144,7 +144,7 @@ impl<'a> Group<'a> {
         let dir = tempfile::Builder::new().prefix("herdgate-perf-").tempdir()?;
         let (mut nodes, mut contestants) = (Vec::new(), Vec::new());
         for (at, scenario) in scenarios.iter().enumerate() {
-            let running = Nodes::start(scenario)?;
+            let running = Nodes::start(scenario, plan.programs.other_seat())?;
             for name in plan.peers.iter().filter(|name| scenario.includes(name)) {
                 let place = dir.path().join(&scenario.name);
                 std::fs::create_dir_all(&place)?;
@@ -234,7 +234,8 @@ impl<'a> Group<'a> {
     ) -> anyhow::Result<Sample> {
         let (scenario, peer) = (self.scenario(contestant).name.clone(), self.contestants[contestant].peer.name.clone());
         self.contestants[contestant].peer.check()?;
-        let figures = window(&self.job(contestant, mode)).with_context(|| format!("peer {peer}"))?;
+        let figures = window(&self.job(contestant, mode), self.plan.programs.other_seat())
+            .with_context(|| format!("peer {peer}"))?;
         if figures.errors > 0 {
             let first = figures.first_error.as_deref().unwrap_or("");
             bail!("{peer}: {} errors in a window of {} answers; the first: {first}", figures.errors, figures.completed);
@@ -250,7 +251,7 @@ impl<'a> Group<'a> {
                 continue;
             }
             let connections = self.scenario(at).load.connections;
-            let trace = syscalls::Trace::start(&pids)?;
+            let trace = syscalls::Trace::start(&pids, self.plan.programs.other_seat())?;
             let mut sample = self.sample(at, 0, Pass::Syscalls, Mode::Closed { connections }, None)?;
             sample.syscalls = trace.stop(sample.figures.completed_in_all)?;
             each(sample);

@@ -67,6 +67,9 @@ pub(crate) struct AnswerSpec {
     /// Between two records; all at once unless set.
     #[serde(default)]
     pub(crate) every_ms: u64,
+    /// A write to each record, one right after the other, as a node that flushes every token does.
+    #[serde(default)]
+    pub(crate) write_each: bool,
 }
 
 /// Shapes of answers.
@@ -196,7 +199,7 @@ mod tests {
         orders.dedup();
         assert_eq!(orders.len(), all.len());
         let quick: Vec<String> = choose(&all, &["quick".to_owned()]).unwrap().into_iter().map(|s| s.name).collect();
-        assert_eq!(quick, ["short", "prompt16k", "paced", "burst64"]);
+        assert_eq!(quick, ["short", "prompt16k", "paced", "burst64", "chunks64"]);
         assert!(all.iter().all(|s| s.sets.contains(&"full".to_owned())));
     }
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::peers::OTHER_CORE;
-use crate::process::{self, Running};
+use crate::process::{self, Running, Seat};
 
 /// A tracer at work.
 pub(crate) struct Trace {
@@ -20,14 +19,14 @@ pub(crate) struct Trace {
 
 impl Trace {
     /// Attaches to all threads of these processes.
-    pub(crate) fn start(pids: &[u32]) -> anyhow::Result<Self> {
+    pub(crate) fn start(pids: &[u32], seat: Seat) -> anyhow::Result<Self> {
         let strace = process::find("strace").context("strace is not installed; Debian's package is called strace")?;
         let file = tempfile::NamedTempFile::new()?;
         let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let arguments: [&OsStr; 6] =
             ["-f".as_ref(), "-c".as_ref(), "-o".as_ref(), file.path().as_ref(), "-p".as_ref(), list.as_ref()];
         let pipes = (Stdio::null(), Stdio::null(), Stdio::null());
-        let mut running = process::start(OTHER_CORE, strace.as_os_str(), &arguments, pipes)?;
+        let mut running = process::start(seat, strace.as_os_str(), &arguments, pipes)?;
         std::thread::sleep(Duration::from_millis(500));
         ensure!(running.ended().is_none(), "strace could not attach");
         Ok(Self { running, file })

@@ -30,7 +30,7 @@ impl Workload {
         let mut request = request_head(&scenario.request.path, (!body.is_empty()).then_some(body.len())).into_bytes();
         let body_at = request.len();
         request.extend_from_slice(&body);
-        let records = records(scenario, true);
+        let records = records(scenario, scenario.request.include_usage);
         let expected = records.concat();
         let ends = records.iter().scan(0, |at, r| {
             *at += r.len();
@@ -52,9 +52,9 @@ impl Workload {
         &self.request[self.body_at..]
     }
 
-    /// Pieces of the same answer for a client that did not ask for the usage, where there are two.
-    pub(crate) fn without_usage(scenario: &Scenario) -> Vec<Vec<u8>> {
-        pieces(scenario, &records(scenario, false))
+    /// Pieces of the same answer where somebody on the way asked for the usage, which the client did not.
+    pub(crate) fn pieces_with_usage(scenario: &Scenario) -> Vec<Vec<u8>> {
+        pieces(scenario, &records(scenario, true))
     }
 }
 
@@ -232,7 +232,7 @@ fn pieces(scenario: &Scenario, records: &[Vec<u8>]) -> Vec<Vec<u8>> {
     if let Some(last) = pieces.last_mut() {
         last.extend_from_slice(b"0\r\n\r\n");
     }
-    if scenario.answer.every_ms == 0 { vec![pieces.concat()] } else { pieces }
+    if scenario.answer.every_ms == 0 && !scenario.answer.write_each { vec![pieces.concat()] } else { pieces }
 }
 
 /// Numbers that look random and are the same everywhere (xorshift).
