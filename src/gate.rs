@@ -28,7 +28,7 @@ use crate::worker::accept::Inboxes;
 /// Pending connections the kernel holds per worker.
 const BACKLOG: i32 = 4096;
 
-/// Files kept for everything that is not a stream: listeners, ledger, logs, polls.
+/// Files kept for everything that is neither a stream nor a node's polls: listeners, ledger, logs.
 const FILES_APART: u64 = 256;
 
 /// Why the proxy did not start.
@@ -79,6 +79,7 @@ impl Gate {
         let listen = listeners[0].local_addr().map_err(|cause| StartError::System { what: "local address", cause })?;
         let nodes = runtime()?.block_on(fleet::resolve::expand(&config)).map_err(StartError::Nodes)?;
         let names = Arc::new(names(&config, &nodes));
+        let node_count = nodes.len();
         let rings = Ring::for_workers(workers, config.limits.ring);
         let meters = Arc::new(Meters::new(workers));
         let (ledger, ledger_threads) = Ledger::start(Setup {
@@ -103,7 +104,7 @@ impl Gate {
         let poller = fleet::poll::Poller::new(parts, &fleet, received, &clock);
         let shared = Arc::new(Shared {
             access: Access::new(config.log.access),
-            connection_bound: connection_bound(&config),
+            connection_bound: connection_bound(&config, node_count),
             config,
             fleet,
             clock,
@@ -248,12 +249,19 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// From the configuration, else from the file limit: two files a stream.
-fn connection_bound(config: &Config) -> u32 {
+/// From the configuration, else from the file limit.
+fn connection_bound(config: &Config, nodes: usize) -> u32 {
     config.limits.connections.unwrap_or_else(|| {
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1_000_000);
-        u32::try_from(files.saturating_sub(FILES_APART) / 2).unwrap_or(u32::MAX).max(worker::accept::RESERVED * 2)
+        connections_of(files, nodes as u64)
     })
+}
+
+/// Two files a stream, beside what the polls of this many nodes keep open: a thousand nodes take two thousand files.
+fn connections_of(files: u64, nodes: u64) -> u32 {
+    let polls = nodes.saturating_mul(fleet::fetch::IDLE_MAX as u64);
+    let streams = files.saturating_sub(FILES_APART).saturating_sub(polls) / 2;
+    u32::try_from(streams).unwrap_or(u32::MAX).max(worker::accept::RESERVED * 2)
 }
 
 /// Raises the file limit as far as the system allows; returns what holds now.
@@ -278,4 +286,16 @@ fn instance() -> Box<str> {
 
 fn host_name() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i8_streams_and_polls_together_stay_below_the_file_limit() {
+        assert_eq!(connections_of(20_000, 1), 9_871);
+        assert_eq!(connections_of(20_000, 1_000), 8_872);
+        assert_eq!(connections_of(1_024, 10_000), worker::accept::RESERVED * 2, "never so few that nobody is served");
+    }
 }

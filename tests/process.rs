@@ -486,6 +486,24 @@ async fn i7_no_key_and_no_query_reaches_the_log() {
     }
 }
 
+/// Kilobytes of this name in what the system says of a process' memory.
+fn memory_kb(pid: u32, name: &str) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_proxy_owns_a_few_megabytes() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let serving = Serving::start(&configure(directory.path(), &herd.urls(), "")).await;
+    until_listed(serving.address).await;
+    let (anonymous, huge) =
+        (memory_kb(serving.child.id(), "Anonymous"), memory_kb(serving.child.id(), "AnonHugePages"));
+    assert!(huge <= 2 * 2048, "{huge} kB in huge pages; two may have been there before the program began");
+    assert!(anonymous < 8 * 1024, "{anonymous} kB without a request");
+}
+
 #[test]
 fn every_command_has_a_help_text_and_exits_0() {
     let directory = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Connections kept for one node: the probe's and one for everything slower.
-const IDLE_MAX: usize = 2;
+pub const IDLE_MAX: usize = 2;
 
 /// Idle connections are used for at most this long where the node says nothing of its own: longer than any interval
 /// but that of the inventory, so a probe finds a warm one.

@@ -7,8 +7,8 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::dialect::name;
@@ -30,21 +30,21 @@ impl Fields {
     /// The raw JSON of a value; the last one wins, as everywhere.
     #[must_use]
     pub fn raw(&self, key: &str) -> Option<&str> {
-        self.place(key).map(|at| self.at(at).1)
+        self.place(key).map(|at| self.at(at).1.get())
     }
 
     fn place(&self, key: &str) -> Option<usize> {
         self.list.iter().rposition(|(k, _)| &**k == key)
     }
 
-    fn at(&self, at: usize) -> (&str, &str) {
+    fn at(&self, at: usize) -> (&str, &RawValue) {
         let (key, value) = &self.list[at];
         let own = self.own.as_deref().filter(|(place, _)| *place == at);
-        (key, own.map_or(value, |(_, own)| own).get())
+        (key, own.map_or(value, |(_, own)| own))
     }
 
     fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        (0..self.list.len()).map(|at| self.at(at))
+        (0..self.list.len()).map(|at| self.at(at)).map(|(key, value)| (key, value.get()))
     }
 
     /// Takes over the list of `other`, if that is the same but for the value of `key`; says whether it did.
@@ -53,7 +53,7 @@ impl Fields {
         let same =
             self.iter().zip(other.iter()).enumerate().all(|(at, (a, b))| a.0 == b.0 && (at == place || a.1 == b.1));
         if same {
-            let (value, theirs) = (self.at(place).1, other.list[place].1.get());
+            let (value, theirs) = (self.at(place).1.get(), other.list[place].1.get());
             let own = (value != theirs).then(|| RawValue::from_string(value.to_owned()).ok()).flatten();
             *self = Self { own: own.map(|own| Box::new((place, own))), list: Arc::clone(&other.list) };
         }
@@ -117,6 +117,12 @@ impl PartialEq for Fields {
 pub fn write_text(out: &mut Vec<u8>, text: &str) {
     // Writing to a Vec cannot fail, and a str is always a JSON string.
     let _ = serde_json::to_writer(out, text);
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map((0..self.list.len()).map(|at| self.at(at)))
+    }
 }
 
 impl<'de> Deserialize<'de> for Fields {

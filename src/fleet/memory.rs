@@ -4,10 +4,10 @@
 //! written to a second name, flushed and renamed, in a thread of its own. Called by the poller alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::config::{Config, HealthConfig, NodeKind};
@@ -20,16 +20,16 @@ const FORM: u32 = 1;
 /// The largest file read.
 const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// What is stored of the fleet.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What was stored of the fleet.
+#[derive(Debug, Default, Deserialize)]
 pub struct Memory {
     form: u32,
     /// By the node's name.
     nodes: BTreeMap<String, Remembered>,
 }
 
-/// What is stored of one node.
-#[derive(Debug, Serialize, Deserialize)]
+/// What was stored of one node.
+#[derive(Debug, Deserialize)]
 struct Remembered {
     /// It speaks OpenAI's API only.
     openai: bool,
@@ -55,14 +55,87 @@ pub fn path(config: &Config) -> PathBuf {
     config.data.join("inventories.json")
 }
 
-impl Memory {
+/// What is to be stored of the fleet: the same form, sharing what the nodes hold, so that the poller is done at once and
+/// the thread that writes needs no copy (a large fleet's is 100 MB).
+#[derive(Debug, Default, Serialize)]
+pub struct Keepsake {
+    form: u32,
+    nodes: BTreeMap<Shared, Kept>,
+}
+
+/// What is to be stored of one node; as [`Remembered`].
+#[derive(Debug, Serialize)]
+struct Kept {
+    openai: bool,
+    up: bool,
+    seen_unix_ms: u64,
+    version: Option<Shared>,
+    models: Models,
+    lost: BTreeMap<Shared, u64>,
+    weights: BTreeMap<Shared, Option<Shared>>,
+}
+
+/// A text that others hold too.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Shared(Arc<str>);
+
+impl Serialize for Shared {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// An inventory, of which the fields are stored.
+#[derive(Debug)]
+struct Models(Arc<Vec<inventory::Entry>>);
+
+impl Serialize for Models {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|entry| &entry.fields))
+    }
+}
+
+impl Keepsake {
     /// What is worth storing of these nodes; those never reached keep what an earlier process stored.
     #[must_use]
     pub fn of(nodes: &[Node]) -> Self {
-        let seen = nodes.iter().filter_map(|node| Some((node.name.to_string(), Remembered::of(node)?)));
+        let seen = nodes.iter().filter_map(|node| Some((Shared(Arc::clone(&node.name)), Kept::of(node)?)));
         Self { form: FORM, nodes: seen.collect() }
     }
 
+    /// Replaces the file, whole or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let fresh = path.with_extension("json.new");
+        let mut file = BufWriter::new(std::fs::File::create(&fresh)?);
+        serde_json::to_writer(&mut file, self)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(&fresh, path)
+    }
+}
+
+impl Kept {
+    fn of(node: &Node) -> Option<Self> {
+        let shared = |text: &Arc<str>| Shared(Arc::clone(text));
+        let weight = |(digest, weights): (&Arc<str>, &Weights)| match weights {
+            Weights::Known(blob) => Some((shared(digest), blob.as_ref().map(shared))),
+            Weights::Retry(_) => None,
+        };
+        Some(Self {
+            openai: node.config.kind == NodeKind::OpenAi,
+            up: node.health.is_up(),
+            seen_unix_ms: node.seen_unix_ms?,
+            version: node.version.as_ref().map(shared),
+            models: Models(Arc::clone(&node.inventory)),
+            lost: node.lost.values().map(|(name, until)| (shared(name), *until)).collect(),
+            weights: node.weights.iter().filter_map(weight).collect(),
+        })
+    }
+}
+
+impl Memory {
     /// Reads the file; whatever is wrong with it is logged and nothing is remembered.
     #[must_use]
     pub fn load(path: &Path) -> Self {
@@ -78,19 +151,6 @@ impl Memory {
                 Self::default()
             }
         }
-    }
-
-    /// Replaces the file, whole or not at all.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn store(&self, path: &Path) -> io::Result<()> {
-        let fresh = path.with_extension("json.new");
-        let mut file = std::fs::File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        drop(file);
-        std::fs::rename(&fresh, path)
     }
 
     /// Hands a node what was stored of it, unless that is too old or it was of another kind.
@@ -109,24 +169,6 @@ impl Memory {
         let known = stored.weights.into_iter();
         node.weights = known.map(|(digest, blob)| (digest.into(), Weights::Known(blob.map(Arc::from)))).collect();
         node.restore(entries, stored.seen_unix_ms, stored.up);
-    }
-}
-
-impl Remembered {
-    fn of(node: &Node) -> Option<Self> {
-        let weight = |(digest, weights): (&Arc<str>, &Weights)| match weights {
-            Weights::Known(blob) => Some((digest.to_string(), blob.as_ref().map(ToString::to_string))),
-            Weights::Retry(_) => None,
-        };
-        Some(Self {
-            openai: node.config.kind == NodeKind::OpenAi,
-            up: node.health.is_up(),
-            seen_unix_ms: node.seen_unix_ms?,
-            version: node.version.as_deref().map(str::to_owned),
-            models: node.inventory.iter().filter_map(|entry| entry.fields.to_raw()).collect(),
-            lost: node.lost.values().map(|(name, until)| (name.to_string(), *until)).collect(),
-            weights: node.weights.iter().filter_map(weight).collect(),
-        })
     }
 }
 
@@ -162,10 +204,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("inventories.json");
         std::fs::write(&path, "old").unwrap();
-        Memory { form: FORM, nodes: BTreeMap::new() }.store(&path).unwrap();
+        Keepsake { form: FORM, nodes: BTreeMap::new() }.store(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), r#"{"form":1,"nodes":{}}"#);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let nowhere = dir.path().join("absent").join("inventories.json");
-        assert!(Memory::default().store(&nowhere).is_err());
+        assert!(Keepsake::default().store(&nowhere).is_err());
     }
 }

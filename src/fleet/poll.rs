@@ -9,7 +9,7 @@ use crate::clock::{Clock, Millis};
 use crate::config::NodeConfig;
 use crate::fleet::facts::{Facts, Job, Parts};
 use crate::fleet::fetch::{Answer, Client, FetchError};
-use crate::fleet::memory::{self, Memory};
+use crate::fleet::memory::{self, Keepsake, Memory};
 use crate::fleet::node::Now;
 use crate::fleet::report::Report;
 use crate::fleet::{Fleet, Snapshot, Target};
@@ -126,7 +126,7 @@ impl Poller {
 
     /// Writes the memory now, in this thread; at the end of the process.
     pub fn store_now(&self) {
-        write(&Memory::of(self.facts.nodes()), &self.store);
+        write(&Keepsake::of(self.facts.nodes()), &self.store);
     }
 
     fn ask(&mut self) {
@@ -165,7 +165,7 @@ impl Poller {
             return;
         }
         self.store_at = now.ms + STORE_EVERY_MS;
-        let (memory, path, done) = (Memory::of(self.facts.nodes()), self.store.clone(), self.stored.clone());
+        let (memory, path, done) = (Keepsake::of(self.facts.nodes()), self.store.clone(), self.stored.clone());
         let body = move || {
             write(&memory, &path);
             let _ = done.try_recv();
@@ -180,7 +180,7 @@ impl Poller {
     }
 }
 
-fn write(memory: &Memory, path: &std::path::Path) {
+fn write(memory: &Keepsake, path: &std::path::Path) {
     if let Err(error) = memory.store(path) {
         tracing::warn!(path = %path.display(), %error, "inventories cannot be stored");
     }

@@ -1,6 +1,7 @@
 //! What nodes have: merged, remembered, lost, renamed, in conflict; over restarts and under rapid change.
 
 use super::*;
+use crate::fleet::memory::Keepsake;
 
 /// Remembers for a quarter of an hour instead of a day.
 fn forgetful() -> Config {
@@ -69,7 +70,7 @@ fn a_lost_name_that_returns_is_there_again() {
 fn restart(herd: &Herd, scripts: Vec<Script>, later: Millis) -> Herd {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("inventories.json");
-    Memory::of(herd.facts.nodes()).store(&path).unwrap();
+    Keepsake::of(herd.facts.nodes()).store(&path).unwrap();
     Herd::with(scripts, Config::default(), Memory::load(&path), herd.now.unix_ms + later)
 }
 
