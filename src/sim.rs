@@ -19,7 +19,7 @@
 //!   after an out-of-memory load, the stall time-out of a load.
 //! - A busy runner that is to make room stays marked, also when a request brings a new keep-alive.
 //! - The cloud: names with a cloud suffix are refused as by a node that is offline, or that has the cloud switched off.
-//! - Pulls take one pause and push always fails; a created model has the abilities of the one it came from.
+//! - Pulls and pushes move nothing; a created model has the abilities of the one it came from.
 //! - Log probabilities, vectors and token ids mean nothing, but are the same for the same input.
 
 mod ask;
@@ -43,6 +43,7 @@ mod model;
 mod names;
 mod node;
 mod paths;
+mod pull;
 mod sched;
 mod serve;
 mod spec;

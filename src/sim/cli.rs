@@ -52,6 +52,12 @@ pub struct SimArgs {
     /// audio). Can be repeated. Without it: llama3.2:3b, qwen3:8b (thinks, calls tools), gemma3:4b and an embedding model.
     #[arg(long = "model", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// A model that a pull finds, written as for --model. Can be repeated.
+    #[arg(long = "registry", value_name = "MODEL")]
+    pub registry: Vec<String>,
+    /// Time that a pull's download takes.
+    #[arg(long, default_value = "2s", value_parser = time, value_name = "TIME")]
+    pub pull_time: Duration,
     /// Put each model on so many nodes only, in turn. 0: on every node.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub copies: u16,
@@ -142,6 +148,8 @@ fn model(text: &str) -> Result<ModelSpec, String> {
 /// What is wrong with them.
 pub fn specs(args: &SimArgs) -> Result<Vec<NodeSpec>, String> {
     let models = models(args)?;
+    let more: Result<Vec<ModelSpec>, String> = args.registry.iter().map(|text| model(text)).collect();
+    let registry: Vec<ModelSpec> = models.iter().cloned().chain(more?).collect();
     let nodes = usize::from(args.nodes);
     let mut specs = Vec::new();
     for at in 0..nodes {
@@ -160,7 +168,8 @@ pub fn specs(args: &SimArgs) -> Result<Vec<NodeSpec>, String> {
         specs.push(NodeSpec {
             listen: SocketAddr::new(args.listen, port),
             version: args.api_version.clone(),
-            registry: models.clone(),
+            registry: registry.clone(),
+            pull_time: args.pull_time,
             max_loaded: args.max_loaded,
             max_queue: args.max_queue,
             keep_alive: args.keep_alive.0,

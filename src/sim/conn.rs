@@ -63,6 +63,8 @@ struct Chunks {
     /// The line break after a chunk's data is due.
     line_due: bool,
     trailer: bool,
+    /// The last line has been read.
+    ended: bool,
 }
 
 impl Conn {
@@ -203,7 +205,7 @@ impl Conn {
     }
 
     fn take_chunks(&mut self, body: &mut Body) -> Result<bool, &'static str> {
-        loop {
+        while !self.chunks.ended {
             if self.chunks.left > 0 {
                 let here = self.inbox.len() - self.at;
                 let take = usize::try_from(self.chunks.left).unwrap_or(usize::MAX).min(here);
@@ -221,9 +223,7 @@ impl Conn {
             let line = rest[..end].trim_ascii();
             self.at += end + 1;
             if self.chunks.trailer {
-                if line.is_empty() {
-                    return Ok(true);
-                }
+                self.chunks.ended = line.is_empty();
             } else if self.chunks.line_due {
                 self.chunks.line_due = false;
                 if !line.is_empty() {
@@ -237,6 +237,7 @@ impl Conn {
                 self.chunks.trailer = size == 0;
             }
         }
+        Ok(true)
     }
 
     /// Reads and drops a body that no handler wants, as far as Go does; whether the connection must close instead.

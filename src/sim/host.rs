@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) models: BTreeMap<String, Arc<ModelSpec>>,
     /// Blobs by digest.
     pub(super) blobs: HashMap<String, u64>,
+    /// Bytes of cut pulls by digest of the weights.
+    pub(super) partial: HashMap<String, u64>,
     pub(super) faults: Faults,
     pub(super) ledger: NodeLedger,
     waiting: HashMap<Ticket, oneshot::Sender<Result<Grant, Refusal>>>,
@@ -68,6 +70,7 @@ impl Core {
             sched: Sched::new(limits(&spec)),
             models,
             blobs,
+            partial: HashMap::new(),
             faults: Faults::new(spec.seed),
             ledger: NodeLedger::default(),
             waiting: HashMap::new(),

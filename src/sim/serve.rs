@@ -16,7 +16,7 @@ use super::job::Dialect;
 use super::ledger::{Ending, Tokens};
 use super::paths::{self, Do, Way};
 use super::spec::{Cloud, Engine};
-use super::{control, lists, llama, store, text};
+use super::{control, lists, llama, pull, store, text};
 
 /// Serves a connection to its end.
 pub(super) async fn connection(core: Arc<Core>, stream: TcpStream) {
@@ -93,6 +93,9 @@ async fn handle(core: &Arc<Core>, conn: &mut Conn, head: &Head) -> Next {
     {
         return next;
     }
+    if handler == Do::Pull {
+        return pull::pull(&mut turn, cors).await;
+    }
     let reply = match handler {
         Do::BlobPost => store::blob_post(&mut turn, &rest).await,
         _ => plain(&mut turn, handler, &rest).await,
@@ -126,8 +129,7 @@ async fn plain(turn: &mut Turn<'_>, handler: Do, rest: &str) -> Option<Reply> {
         Do::Show => lists::show(core, turn.head, &body),
         Do::V1Models => lists::v1_models(core),
         Do::V1Model => lists::v1_model(core, rest),
-        Do::Pull => return store::pull(turn, &body).await,
-        Do::Push => store::push(core, &body),
+        Do::Push => pull::push(core, &body),
         Do::Create => store::create(core, &body),
         Do::Copy => store::copy(core, &body),
         Do::Delete => store::delete(core, &body),
@@ -139,7 +141,7 @@ async fn plain(turn: &mut Turn<'_>, handler: Do, rest: &str) -> Option<Reply> {
         }
         Do::Web(_) => Reply::json(502, "{\"error\":\"dial tcp: lookup ollama.com: no such host\"}"),
         Do::Recommendations => Reply::json(200, "{\"recommendations\":[]}"),
-        Do::Infer(_) | Do::BlobPost => Reply::empty(500),
+        Do::Infer(_) | Do::BlobPost | Do::Pull => Reply::empty(500),
     };
     Some(reply)
 }

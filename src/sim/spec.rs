@@ -210,6 +210,10 @@ pub struct NodeSpec {
     pub models: Vec<ModelSpec>,
     /// Models that a pull finds.
     pub registry: Vec<ModelSpec>,
+    /// Time that the download of one takes; zero gives all its lines at once.
+    pub pull_time: Duration,
+    /// It has an account: a push works.
+    pub signed_in: bool,
     /// `OLLAMA_NUM_PARALLEL`: slots of each loaded model.
     pub num_parallel: u32,
     /// `OLLAMA_MAX_LOADED_MODELS`.
@@ -258,6 +262,8 @@ impl NodeSpec {
             version: "0.33.0".to_owned(),
             models,
             registry: Vec::new(),
+            pull_time: Duration::ZERO,
+            signed_in: false,
             num_parallel: 1,
             max_loaded: 3,
             max_queue: 512,

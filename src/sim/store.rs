@@ -1,4 +1,4 @@
-//! Changing a simulated node's disk: pull, push, create, copy, delete, blobs.
+//! Changing a simulated node's disk: create, copy, delete, blobs; what pull and push share with them.
 //!
 //! Called by `serve.rs`. Simple forms of Ollama's: the lines and errors are its own, the work behind them is none.
 
@@ -28,33 +28,33 @@ const NAMED: &[(&str, Kind)] = &[
     ("files", Kind::Map("map[string]string")),
 ];
 
-fn read(body: &Body, name: &str) -> Result<Value, Reply> {
+pub(super) fn read(body: &Body, name: &str) -> Result<Value, Reply> {
     let value = ask::decode(Dialect::Generate, &body.bytes, body.broken).map_err(|f| error(f.status, &f.text))?;
     check(&value, name, NAMED).map_err(|text| error(400, &text))?;
     Ok(value)
 }
 
 /// `model`, or the legacy `name` where that is empty.
-fn named(value: &Value) -> &str {
+pub(super) fn named(value: &Value) -> &str {
     if value.str("model").is_empty() { value.str("name") } else { value.str("model") }
 }
 
-fn streams(value: &Value) -> bool {
+pub(super) fn streams(value: &Value) -> bool {
     value.get_pointer("stream").and_then(Value::as_bool).unwrap_or(true)
 }
 
-fn status(line: &str) -> String {
+pub(super) fn status(line: &str) -> String {
     format!("{{\"status\":{}}}", text::quoted(line))
 }
 
-fn progress(hex: &str, total: u64, completed: u64) -> String {
+pub(super) fn progress(hex: &str, total: u64, completed: u64) -> String {
     let short = hex.get(..12).unwrap_or(hex);
     let done = if completed > 0 { format!(",\"completed\":{completed}") } else { String::new() };
     format!("{{\"status\":\"pulling {short}\",\"digest\":\"sha256:{hex}\",\"total\":{total}{done}}}")
 }
 
 /// The lines of a stream, or their outcome in one object.
-fn outcome(stream: bool, lines: Vec<String>, failure: Option<&str>) -> Reply {
+pub(super) fn outcome(stream: bool, lines: Vec<String>, failure: Option<&str>) -> Reply {
     let failed = failure.map(|text| format!("{{\"error\":{}}}", text::quoted(text)));
     if stream {
         return Reply::lines(&lines.into_iter().chain(failed).collect::<Vec<_>>());
@@ -63,66 +63,6 @@ fn outcome(stream: bool, lines: Vec<String>, failure: Option<&str>) -> Reply {
         Some(body) => Reply::new(500, "application/json", body),
         None => Reply::new(200, "application/json", "{\"status\":\"success\"}"),
     }
-}
-
-/// POST `/api/pull`; nothing when the client went meanwhile.
-pub(super) async fn pull(turn: &mut Turn<'_>, body: &Body) -> Option<Reply> {
-    let core = turn.core;
-    let value = match read(body, "PullRequest") {
-        Ok(value) => value,
-        Err(reply) => return Some(reply),
-    };
-    let name = match names::resolve(named(&value)) {
-        Ok((name, _)) => name,
-        Err(NameError::Conflict(text)) => return Some(error(400, &text)),
-        Err(_) => return Some(error(400, "invalid model name")),
-    };
-    let stream = streams(&value);
-    let mut lines = vec![status("pulling manifest")];
-    let installed = core.with(|s| s.find(&name).cloned());
-    let wanted = |m: &&ModelSpec| Name::parse(&m.name).is_ok_and(|n| n.key() == name.key());
-    let offered = core.spec.registry.iter().find(wanted).cloned();
-    let installed = installed.as_deref().cloned();
-    let Some(model) = installed.clone().or(offered) else {
-        return Some(outcome(stream, lines, Some("pull model manifest: file does not exist")));
-    };
-    let template = digest(&format!("template {}", model.digest));
-    if installed.is_some() {
-        lines.push(progress(&model.weights, model.size, model.size));
-        lines.push(progress(&template, 210, 210));
-    } else {
-        let time = core.spec.real(model.load_time.unwrap_or(core.spec.load_time));
-        if turn.wait(tokio::time::Instant::now() + time).await.is_err() {
-            return None;
-        }
-        for tenth in [4, 6, 7, 8, 9] {
-            lines.push(progress(&model.weights, model.size, model.size / 10 * tenth));
-        }
-        core.add_model(model);
-    }
-    lines.extend(["verifying sha256 digest", "writing manifest", "success"].map(status));
-    Some(outcome(stream, lines, None))
-}
-
-/// POST `/api/push`: only its failure is played.
-pub(super) fn push(core: &Core, body: &Body) -> Reply {
-    let value = match read(body, "PushRequest") {
-        Ok(value) => value,
-        Err(reply) => return reply,
-    };
-    let name = match Name::parse(named(&value)) {
-        Ok(name) => name,
-        Err(NameError::Empty) => return error(400, "model is required"),
-        Err(_) => return error(400, "invalid model name"),
-    };
-    let mut lines = vec![status("retrieving manifest")];
-    let text = if core.with(|s| s.find(&name).is_some()) {
-        "you must be signed in to push, please run `ollama signin`".to_owned()
-    } else {
-        lines.push(status("couldn't retrieve manifest"));
-        format!("open {}/manifests/{}: no such file or directory", core.spec.models_dir, name.path())
-    };
-    outcome(streams(&value), lines, Some(&text))
 }
 
 /// POST `/api/create`.
