@@ -1,4 +1,5 @@
-//! The control thread: polls the fleet, offers new capacity, publishes live state, writes access lines, keeps time.
+//! The control thread: polls the fleet, administers models, offers new capacity, publishes live state, writes access
+//! lines, keeps time.
 //!
 //! Everything that is slow or periodic and belongs to no request. Workers reach it through the poller's bounded
 //! channel of rare reports. Must never be needed for a request that finds a free slot.
@@ -9,6 +10,8 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin;
 use crate::clock::millis;
+use crate::fleet::fanout::{Desk, Order};
+use crate::fleet::report::Reports;
 use crate::fleet::{self, poll::Poller};
 use crate::routing;
 use crate::shared::{Phase, Shared};
@@ -27,8 +30,17 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug)]
 pub struct Stop;
 
+/// What the administration of models is run with.
+#[derive(Debug)]
+pub struct Administration {
+    /// From the workers.
+    pub orders: flume::Receiver<Order>,
+    /// To the poller.
+    pub reports: Reports,
+}
+
 /// Runs the control thread until told to stop.
-pub fn run(shared: &Arc<Shared>, poller: Poller, stop: &flume::Receiver<Stop>) {
+pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration, stop: &flume::Receiver<Stop>) {
     let runtime = match Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -39,6 +51,9 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, stop: &flume::Receiver<Stop>) {
     runtime.block_on(async {
         let resolve = shared.config.health.resolve;
         spawn_local(fleet::resolve::keep_fresh(poller.targets(), resolve));
+        let Administration { orders, reports } = administration;
+        let desk = Desk::new(&shared.config, &shared.fleet.snapshot, &shared.clock, reports);
+        spawn_local(desk.run(orders));
         let polling = spawn_local(poll(poller, stop.clone()));
         spawn_local(look_after(shared.clone()));
         #[cfg(proxy_locked)]

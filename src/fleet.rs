@@ -8,6 +8,7 @@
 mod build;
 pub mod cells;
 pub mod facts;
+pub mod fanout;
 pub mod fetch;
 pub mod health;
 pub mod inventory;
@@ -19,6 +20,7 @@ pub mod poll;
 pub mod progress;
 pub mod report;
 pub mod resolve;
+pub mod settle;
 pub mod shelf;
 mod weave;
 

@@ -21,6 +21,7 @@
 //!   tell the two ways of closing apart, and on the routes that matter Ollama takes it so as well.
 //! - A client that has sent more than its request (pipelining) and then leaves is noticed at the next write only.
 
+mod administration;
 pub mod auth;
 pub mod cors;
 pub mod io;
@@ -273,7 +274,7 @@ async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -
         Handler::Identity => return crate::proxy::identity(client, request, key).await,
         Handler::AnyNode => return crate::proxy::any_node(client, request, key).await,
         Handler::Admin(route) => monitor::answer(client, route, request, key).await,
-        Handler::Administration => administration(client, key),
+        Handler::Administration => administration::answer(client, request, key).await,
         Handler::NotFound => answer::not_found(),
         Handler::MethodNotAllowed(allow) => answer::method_not_allowed(allow),
         Handler::Redirect => {
@@ -283,17 +284,6 @@ async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -
         handler => listing::answer(client, handler),
     };
     if head { without_body(response) } else { response }
-}
-
-/// Administration of models is refused until it reaches every node it should.
-fn administration(client: &Client, key: KeyId) -> Response<OutBody> {
-    let shared = &client.local.shared;
-    if !shared.config.administration.admits(shared.listen.ip().is_loopback(), key) {
-        let text = "model administration needs a router key here (administration)";
-        return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
-    }
-    let text = "model administration through the gate is not available yet; use the node's own address";
-    answer::family_error(Family::Ollama, StatusCode::NOT_IMPLEMENTED, text)
 }
 
 /// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.

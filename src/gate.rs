@@ -90,6 +90,7 @@ impl Gate {
             clock: clock.clone(),
         })?;
         let (reports, received) = fleet::report::channel();
+        let (orders, taken) = fleet::fanout::channel();
         let config = Arc::new(config);
         let instance = instance();
         let fleet = Fleet::new();
@@ -112,6 +113,7 @@ impl Gate {
             meters: meters.clone(),
             rings: rings.clone().into(),
             ledger,
+            orders,
             live: Live::new(),
             instance,
             host_name: host_name(),
@@ -137,7 +139,8 @@ impl Gate {
         }
         let (stop_control, stopped) = flume::bounded(1);
         let control_shared = shared.clone();
-        let control = spawn_thread("control", move || control::run(&control_shared, poller, &stopped))
+        let administration = control::Administration { orders: taken, reports };
+        let control = spawn_thread("control", move || control::run(&control_shared, poller, administration, &stopped))
             .map_err(|cause| StartError::System { what: "start the control thread", cause })?;
         Ok(Self { shared, workers: threads, control, stop_control, ledger: ledger_threads })
     }

@@ -8,6 +8,7 @@ use crate::access::Access;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::fleet::fanout::Orders;
 use crate::live::Live;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 use crate::usage::ledger::Ledger;
@@ -60,6 +61,8 @@ pub struct Shared {
     pub rings: Box<[Arc<Ring>]>,
     /// To the ledger thread.
     pub ledger: Ledger,
+    /// Administration of models, to the control thread.
+    pub orders: Orders,
     /// To the subscribers of live state.
     pub live: Live,
     /// Lines of finished requests, to be written.

@@ -71,6 +71,20 @@ pub fn parse(sent: &str) -> Result<Name<'_>, NameError> {
     split(reference, source).filter(Name::is_valid).ok_or(NameError::Invalid)
 }
 
+/// Whether a name is valid where source suffixes mean nothing: `x:cloud` is a model with the tag `cloud` to push, copy
+/// and a create's own name.
+///
+/// # Errors
+/// [`NameError::Missing`] or [`NameError::Invalid`].
+pub fn parse_plain(sent: &str) -> Result<Name<'_>, NameError> {
+    let trimmed = sent.trim();
+    if trimmed.is_empty() {
+        return Err(NameError::Missing);
+    }
+    let reference = Reference { rest: trimmed, tag: None };
+    split(reference, Source::Unspecified).filter(Name::is_valid).ok_or(NameError::Invalid)
+}
+
 /// The routing key of a name: its display form in lower case, with a mark of its own for cloud names. What is not a
 /// valid name (an OpenAI-compatible node may call its model anything) is its own key, trimmed and in lower case.
 #[must_use]
@@ -249,6 +263,15 @@ mod tests {
             let name = parse(sent).unwrap_or_else(|e| panic!("{sent}: {e:?}"));
             assert_eq!((name.display().as_str(), name.source), (shown, source), "{sent}");
         }
+    }
+
+    #[test]
+    fn a_plain_name_has_no_source_suffix() {
+        let plain = |sent| parse_plain(sent).map(|name| (name.display(), name.source));
+        assert_eq!(plain("x:cloud"), Ok(("x:cloud".to_owned(), Source::Unspecified)));
+        assert_eq!(plain(" x "), Ok(("x:latest".to_owned(), Source::Unspecified)));
+        assert_eq!(plain("x:1b:local").err(), Some(NameError::Invalid));
+        assert_eq!(plain(" ").err(), Some(NameError::Missing));
     }
 
     #[test]

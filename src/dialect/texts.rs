@@ -32,6 +32,12 @@ impl Refusal {
         Self { status, text: text.into(), shape: Shape::Handler }
     }
 
+    /// A handler's refusal in words that belong to no other route.
+    #[must_use]
+    pub fn of(status: u16, text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(status, text)
+    }
+
     /// Type and body of the answer.
     #[must_use]
     pub fn body(&self, family: impl Into<Family>) -> ErrorBody {
@@ -120,7 +126,8 @@ pub fn empty_body(route: Route) -> Refusal {
 }
 
 /// As Go's `%q` quotes what can stand in a name; other characters are left as they are.
-fn go_quoted(text: &str) -> String {
+#[must_use]
+pub fn go_quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {

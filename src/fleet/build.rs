@@ -88,6 +88,7 @@ impl Facts {
         }
         if published {
             self.set_words();
+            self.settling.published();
         }
         let last = &self.last;
         self.misses.settle(now.ms, |key| is_known(last, key));

@@ -14,6 +14,7 @@ use crate::fleet::misses::Misses;
 use crate::fleet::node::{Blobs, Change, Node, Now, Question, millis};
 use crate::fleet::progress::suspicion;
 use crate::fleet::report::Report;
+use crate::fleet::settle::Settling;
 use crate::fleet::shelf::Shelf;
 use crate::fleet::{Snapshot, memory, resolve};
 use crate::ids::NodeId;
@@ -88,6 +89,7 @@ pub struct Facts {
     blobs: Blobs,
     shelf: Shelf,
     pub(super) misses: Misses,
+    pub(super) settling: Settling,
     pub(super) last: Arc<Snapshot>,
     pub(super) dirty: Dirty,
     pub(super) started: Millis,
@@ -146,6 +148,7 @@ impl Facts {
             blobs,
             shelf,
             misses: Misses::default(),
+            settling: Settling::default(),
             last: Arc::new(Snapshot::empty()),
             dirty: Dirty { models: true, listing: true, now: true, ..Dirty::default() },
             started: now.ms,
@@ -225,6 +228,11 @@ impl Facts {
             self.blobs.answered(digest, node);
         }
         self.reschedule(job.node);
+        if change.inventory_asked {
+            self.settling.answered(job.node, job.asked_at);
+            // A Snapshot that is otherwise in no hurry holds up whoever waits for it.
+            self.dirty.now |= self.settling.is_due();
+        }
         self.take(job.node, &change, now);
         if change.residency {
             self.mark_residency(job.node, job.asked_at);
@@ -237,6 +245,15 @@ impl Facts {
             Report::Refused(node) => self.health(node, Event::Refused, now),
             Report::Reached(node) => self.health(node, Event::Reached, now),
             Report::Administered(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
+            Report::Changed { nodes, settled } => {
+                let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
+                let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();
+                self.settling.ask(nodes.iter().copied(), settled, now.ms);
+                for node in nodes {
+                    self.each(node, |node| node.refresh_inventory(now.ms));
+                }
+                self.dirty.now |= self.settling.is_due();
+            }
             Report::Unloaded(node) => self.each(node, |node| node.refresh_residency(now.ms)),
             Report::Miss { key, reply } => {
                 if is_known(&self.last, &key) {
@@ -337,6 +354,7 @@ impl Facts {
             if !node.health.is_up() {
                 self.memorable = true;
                 self.misses.answered(id);
+                self.settling.lost(id);
             }
             self.panic(now);
             self.close();

@@ -129,7 +129,7 @@ impl Client {
                 other => return other,
             }
         }
-        let stream = self.connect().await?;
+        let stream = dial(&self.target).await?;
         self.converse(stream, &request).await
     }
 
@@ -165,41 +165,6 @@ impl Client {
             }
         }
         None
-    }
-
-    /// Where it is; at the start of the process the first look-up may still be under way.
-    async fn addresses(&self) -> Vec<SocketAddr> {
-        for _ in 0..LOOKS {
-            let known = self.target.addresses.load_full();
-            if !known.is_empty() {
-                return known.to_vec();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Vec::new()
-    }
-
-    /// Tries the addresses in turn; the caller's time-out bounds all of it, each attempt has the node's `connect`.
-    async fn connect(&self) -> Result<TcpStream, FetchError> {
-        let mut failure = FetchError::Unresolved;
-        for address in self.addresses().await {
-            let limit = Duration::from_millis(self.target.connect_ms);
-            failure = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    // Without it a POST's body could wait for an acknowledgement; failing to set it costs only that.
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => match failure {
-                    // Refused counts only if every address refused.
-                    FetchError::Unresolved | FetchError::Refused => FetchError::Refused,
-                    other => other,
-                },
-                Ok(Err(error)) => FetchError::Connect(error),
-                Err(_) => FetchError::TimedOut(self.target.connect_ms),
-            };
-        }
-        Err(failure)
     }
 
     async fn converse(&self, mut stream: TcpStream, request: &[u8]) -> Result<Answer, FetchError> {
@@ -239,6 +204,44 @@ impl Client {
         let until = Instant::now() + said.unwrap_or(IDLE_FOR).min(IDLE_FOR);
         let _ = self.keep.try_send(Idle { stream, until });
     }
+}
+
+/// Where a node is; at the start of the process the first look-up may still be under way.
+async fn addresses(target: &Target) -> Vec<SocketAddr> {
+    for _ in 0..LOOKS {
+        let known = target.addresses.load_full();
+        if !known.is_empty() {
+            return known.to_vec();
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Vec::new()
+}
+
+/// Connects, trying the addresses in turn: each has the node's `connect`, the caller bounds all of it.
+///
+/// # Errors
+/// No address took the connection.
+pub(super) async fn dial(target: &Target) -> Result<TcpStream, FetchError> {
+    let mut failure = FetchError::Unresolved;
+    for address in addresses(target).await {
+        let limit = Duration::from_millis(target.connect_ms);
+        failure = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // Without it a POST's body could wait for an acknowledgement; failing to set it costs only that.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => match failure {
+                // Refused counts only if every address refused.
+                FetchError::Unresolved | FetchError::Refused => FetchError::Refused,
+                other => other,
+            },
+            Ok(Err(error)) => FetchError::Connect(error),
+            Err(_) => FetchError::TimedOut(target.connect_ms),
+        };
+    }
+    Err(failure)
 }
 
 /// Feeds what was read. `Some(n)`: the answer is complete, n bytes were left over.
@@ -413,7 +416,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(500)).await;
             client.target.addresses.store(known);
         };
-        let (addresses, ()) = tokio::join!(client.addresses(), resolved);
+        let (addresses, ()) = tokio::join!(addresses(&client.target), resolved);
         assert_eq!(addresses.len(), 1);
     }
 }

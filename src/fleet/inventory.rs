@@ -43,7 +43,8 @@ impl Fields {
         (key, own.map_or(value, |(_, own)| own))
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// Keys and raw values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         (0..self.list.len()).map(|at| self.at(at)).map(|(key, value)| (key, value.get()))
     }
 

@@ -1,4 +1,4 @@
-//! What workers tell the poller: rare events on a bounded channel, never one per request.
+//! What workers (and the fleet's administration) tell the poller: rare events on a bounded channel, never one per request.
 //!
 //! A full channel drops the report: the next probe finds the same out, and a miss is answered as "still unknown".
 
@@ -11,6 +11,9 @@ const REPORTS_MAX: usize = 1_024;
 
 /// How long a request with an unknown name waits for the refresh it asked for.
 pub const MISS_WAIT: Duration = Duration::from_secs(1);
+
+/// How long an operation on models waits until the Snapshot shows its effect.
+pub const SETTLE_WAIT: Duration = Duration::from_secs(2);
 
 /// One event that a worker has seen.
 #[derive(Debug)]
@@ -30,6 +33,13 @@ pub enum Report {
     Administered(NodeId),
     /// Models were unloaded there; [`NodeId::NONE`]: anywhere.
     Unloaded(NodeId),
+    /// Models were changed on these nodes: their inventories are asked for anew.
+    Changed {
+        /// Where.
+        nodes: Vec<NodeId>,
+        /// Told once a Snapshot shows what each of them said after this (or cannot be had from it).
+        settled: tokio::sync::oneshot::Sender<()>,
+    },
 }
 
 /// The workers' end; cloned freely.
@@ -76,6 +86,16 @@ impl Reports {
             return false;
         }
         matches!(tokio::time::timeout(MISS_WAIT, answer).await, Ok(Ok(true)))
+    }
+
+    /// Models were changed on these nodes: asks for their inventories and waits until a Snapshot shows them, at most
+    /// [`SETTLE_WAIT`].
+    ///
+    /// False: it took too long. Cancel safe: the inventories are asked for all the same.
+    pub async fn changed(&self, nodes: Vec<NodeId>) -> bool {
+        let (settled, done) = tokio::sync::oneshot::channel();
+        self.send(Report::Changed { nodes, settled })
+            && matches!(tokio::time::timeout(SETTLE_WAIT, done).await, Ok(Ok(())))
     }
 
     fn send(&self, report: Report) -> bool {

@@ -32,7 +32,7 @@ pub enum Handler<'p> {
     Identity,
     /// A GET that any healthy node can answer.
     AnyNode,
-    /// Model administration, not built yet.
+    /// Model administration over the fleet, and what is pending of it.
     Administration,
     /// A monitoring route of the ancestor, or one of our own.
     Admin(AdminRoute),
@@ -224,6 +224,10 @@ fn admin_entry(path: &str) -> Option<Entry<'_>> {
         "/api/aggregate_time_series_days" => Entry { post: admin(A::Aggregate), ..NOTHING },
         "/api/config" => Entry { get: admin(A::Config), ..NOTHING },
         "/api/ps_details" => Entry { get: admin(A::PsDetails), ..NOTHING },
+        "/herdgate/pending" => get(Handler::Administration),
+        _ if path.strip_prefix("/herdgate/pending/").is_some_and(|id| !id.is_empty() && !id.contains('/')) => {
+            Entry { delete: Some(Handler::Administration), ..NOTHING }
+        }
         "/health" => Entry { get: admin(A::Health), head: admin(A::Health), ..NOTHING },
         "/metrics" => Entry { get: admin(A::Metrics), ..NOTHING },
         "/herdgate/live" => Entry { get: admin(A::Live), head: admin(A::Live), ..NOTHING },

@@ -107,12 +107,16 @@ pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Inco
     Ok(Gathered { bytes, _share: share })
 }
 
-fn arm_idle(client: &Client) {
+/// From now on the next piece is awaited.
+pub fn arm_idle(client: &Client) {
     client.watch.arm(Expiry::RequestBody, client.local.clock.now() + client.local.times.request_body_idle);
 }
 
 /// The next piece of the body; `None` at its end. Trailers are dropped.
-async fn next(client: &Client, incoming: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
+///
+/// # Errors
+/// It is too slow, or broke off.
+pub async fn next(client: &Client, incoming: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
     loop {
         let frame = std::future::poll_fn(|cx| {
             if client.watch.fired() == Some(Expiry::RequestBody) {

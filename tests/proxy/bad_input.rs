@@ -159,17 +159,23 @@ async fn methods_paths_and_slashes_as_ollama_answers_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn administration_is_refused_in_ollamas_shape() {
-    let (_herd, proxy) = herd().await;
+    let (herd, proxy) = with("administration: off").await;
     // An escaped spelling is the same path: a node would decode it and pull.
     for path in ["/api/pull", "/api/push", "/api/create", "/api/copy", "/api/%70ull", "/%61pi/pus%68"] {
         let answer = client::post_once(proxy.address, path, r#"{"model":"m"}"#).await;
-        assert_eq!(answer.status, 501, "{path}");
+        assert_eq!(answer.status, 403, "{path}");
         assert!(answer.json()["error"].is_string());
     }
     let bytes = request("DELETE", "/api/delete", &[], br#"{"model":"m"}"#);
-    assert_eq!(client::once(proxy.address, &bytes).await.status, 501);
+    assert_eq!(client::once(proxy.address, &bytes).await.status, 403);
     let bytes = request("POST", "/api/blobs/sha256:ab", &[], b"x");
-    assert_eq!(client::once(proxy.address, &bytes).await.status, 501);
+    assert_eq!(client::once(proxy.address, &bytes).await.status, 403);
+    let bytes = request("DELETE", "/herdgate/pending/1", &[], b"");
+    assert_eq!(client::once(proxy.address, &bytes).await.status, 403);
+    assert_eq!(client::get(proxy.address, "/herdgate/pending").await.text(), r#"{"pending":[]}"#);
+    for node in herd.nodes() {
+        assert_eq!(node.ledger().route("/api/pull") + node.ledger().route("/api/delete"), 0);
+    }
 }
 
 /// Sends raw bytes on a connection of their own and reads one answer, if any, and whether the connection ended.

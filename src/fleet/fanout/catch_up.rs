@@ -1,0 +1,104 @@
+//! Carries out what nodes have missed, once they are back: one operation at a time on each, few at once over all.
+//!
+//! A task of the control thread beside the orders'. It asks the node itself for its inventory first, since what the
+//! Snapshot says of a node that just came back may be what it had before. Must never act on a node whose models are not
+//! as they were when the operation was ordered.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::fleet::fanout::Desk;
+use crate::fleet::fanout::ask::Verb;
+use crate::fleet::fanout::exchange::{Exchange, Fail};
+use crate::fleet::fanout::pending::{Entry, Operation};
+use crate::fleet::fanout::progress;
+use crate::fleet::fetch::{Ask, Client};
+use crate::fleet::{NodeView, Target, inventory};
+use crate::sync::{Arc, spawn_local};
+
+/// Between two looks at who is back, while something is pending.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Nodes caught up at once: a rack that comes back must not pull everything at the same time.
+const AT_ONCE: usize = 2;
+/// Time for an inventory, and for a copy or a deletion.
+const SHORT_MS: u64 = 60_000;
+
+/// Looks for ever.
+pub(super) async fn run(desk: Rc<Desk>) {
+    loop {
+        desk.keeper.wait().await;
+        if desk.keeper.is_stale() {
+            desk.keeper.store().await;
+        }
+        let snapshot = desk.snapshot.load_full();
+        let find = |name: &str| snapshot.nodes.iter().find(|node| &*node.name == name);
+        let due = desk.keeper.due(desk.clock.unix_ms(), |name| find(name).is_some_and(|node| node.up)).await;
+        for entry in due {
+            let Some(node) = find(&entry.node).filter(|_| desk.keeper.under_way() < AT_ONCE) else { continue };
+            let attempt = spawn_local(attempt(Rc::clone(&desk), entry.clone(), Arc::clone(node)));
+            desk.keeper.begun(&entry, attempt.abort_handle());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn attempt(desk: Rc<Desk>, entry: Entry, node: Arc<NodeView>) {
+    let result = carry_out(&desk, &entry, &node.target).await;
+    let (id, name, model) = (entry.id, &*node.name, &entry.model);
+    match &result {
+        Ok(true) => tracing::info!(node = name, model, operation = ?entry.operation, id, "caught up"),
+        Ok(false) => tracing::warn!(
+            node = name,
+            model,
+            operation = ?entry.operation,
+            id,
+            "not caught up: the node's models are not as they were when it was ordered"
+        ),
+        Err(error) => tracing::warn!(node = name, model, operation = ?entry.operation, id, error, "not caught up yet"),
+    }
+    // Off the list only when the gate itself knows.
+    desk.reports.changed(vec![node.id]).await;
+    desk.keeper.attempted(id, result.map(|_| ()), desk.clock.unix_ms()).await;
+}
+
+/// False: it must not be carried out any more.
+async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<bool, String> {
+    let body = match entry.operation {
+        Operation::Pull if entry.insecure => serde_json::json!({ "model": entry.model, "insecure": true }),
+        Operation::Pull | Operation::Delete => serde_json::json!({ "model": entry.model }),
+        Operation::Copy => serde_json::json!({ "source": entry.model, "destination": entry.destination }),
+    };
+    let body = Bytes::from(body.to_string());
+    let verb = match entry.operation {
+        Operation::Pull => {
+            let followed = progress::follow(target, Verb::Pull, &body, desk.config.timeouts.stream_idle, None).await;
+            return followed.map(|()| true).map_err(|fail| fail.text());
+        }
+        Operation::Delete => Verb::Delete,
+        Operation::Copy => Verb::Copy,
+    };
+    if !entry.still_holds(&inventory_of(target).await?) {
+        return Ok(false);
+    }
+    match tokio::time::timeout(Duration::from_millis(SHORT_MS), short(target, verb, &body)).await {
+        Ok(result) => result.map(|()| true).map_err(|fail| fail.text()),
+        Err(_) => Err(format!("no answer for {SHORT_MS} ms")),
+    }
+}
+
+async fn short(target: &Target, verb: Verb, body: &[u8]) -> Result<(), Fail> {
+    let (method, path) = verb.route();
+    let (mut exchange, head) = Exchange::ask(target, method, path, body).await?;
+    if head.status == 200 { Ok(()) } else { Err(exchange.refused(head).await) }
+}
+
+async fn inventory_of(target: &Arc<Target>) -> Result<Vec<inventory::Entry>, String> {
+    let ask = Ask { path: "/api/tags", body: None, timeout_ms: SHORT_MS };
+    let answer = Client::new(Arc::clone(target)).fetch(&ask).await.map_err(|error| error.to_string())?;
+    if answer.status.as_u16() != 200 {
+        return Err(format!("/api/tags answers {}", answer.status));
+    }
+    inventory::tags(&answer.body)
+}

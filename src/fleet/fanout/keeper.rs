@@ -1,0 +1,273 @@
+//! Holds the list of pending operations on the control thread and keeps it on disk: one JSON file in the data directory.
+//!
+//! A file and not a table of the ledger: the list is short, changes rarely, must be there whatever the state of the
+//! ledger, and can be read by whoever wonders why a model vanished. It is written to a second name, flushed and renamed,
+//! in a thread of its own (a disk may stall), one writer at a time. Must never be used from another thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
+
+use crate::fleet::fanout::pending::{Entry, Pending};
+use crate::sync::spawn_thread;
+
+/// The form of the file; another number is not read.
+const FORM: u32 = 1;
+/// The largest file read.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How long an order waits for the disk before it says that its entry is in memory only.
+const DISK_WAIT: Duration = Duration::from_secs(5);
+
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    form: u32,
+    pending: Pending,
+}
+
+/// The list, who works on it, and its file.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pending: RefCell<Pending>,
+    /// Attempts under way, by entry: the node, and how to end it.
+    running: RefCell<HashMap<u64, (String, AbortHandle)>>,
+    path: PathBuf,
+    /// Holds one token: who has it may write.
+    turn: (flume::Sender<()>, flume::Receiver<()>),
+    /// The file is older than the list.
+    stale: Cell<bool>,
+    /// Something was added.
+    kick: (flume::Sender<()>, flume::Receiver<()>),
+}
+
+impl Keeper {
+    /// Reads the file; what is wrong with it is logged, and nothing is pending then.
+    pub(super) fn load(path: PathBuf) -> Self {
+        let pending = match read(&path) {
+            Ok(stored) if stored.form == FORM => stored.pending,
+            Ok(stored) => {
+                tracing::warn!(path = %path.display(), form = stored.form, "pending operations of another form");
+                Pending::default()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Pending::default(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "pending operations cannot be read");
+                Pending::default()
+            }
+        };
+        let (turn, kick) = (flume::bounded(1), flume::bounded(1));
+        let _ = turn.0.try_send(());
+        Self { pending: RefCell::new(pending), running: RefCell::default(), path, turn, stale: Cell::new(false), kick }
+    }
+
+    /// Adds entries and stores them; those that found a place, by node.
+    pub(super) async fn add(&self, entries: Vec<Entry>) -> Vec<String> {
+        let mut kept = Vec::new();
+        for entry in entries {
+            let node = entry.node.clone();
+            self.stop(self.pending.borrow_mut().forget(&node, &entry.key));
+            if self.pending.borrow_mut().add(entry) {
+                kept.push(node);
+            }
+        }
+        if !kept.is_empty() {
+            let _ = self.kick.0.try_send(());
+            self.store().await;
+        }
+        kept
+    }
+
+    /// A newer order has settled this name on these nodes.
+    pub(super) async fn settled(&self, nodes: impl Iterator<Item = &str>, key: &str) {
+        let mut gone = Vec::new();
+        for node in nodes {
+            gone.extend(self.pending.borrow_mut().forget(node, key));
+        }
+        if !gone.is_empty() {
+            self.stop(gone);
+            self.store().await;
+        }
+    }
+
+    /// Takes an entry off the list; an attempt under way is ended.
+    pub(super) async fn cancel(&self, id: u64) -> Option<Entry> {
+        let entry = self.pending.borrow_mut().remove(id)?;
+        self.stop(vec![id]);
+        self.store().await;
+        Some(entry)
+    }
+
+    /// An attempt ended: the entry is done with, or tried again later.
+    pub(super) async fn attempted(&self, id: u64, result: Result<(), String>, unix_ms: u64) {
+        self.running.borrow_mut().remove(&id);
+        match result {
+            Ok(()) => drop(self.pending.borrow_mut().remove(id)),
+            Err(text) => self.pending.borrow_mut().failed(id, &text, unix_ms),
+        }
+        self.store().await;
+    }
+
+    /// Waits while nothing is pending and nothing is to be written.
+    pub(super) async fn wait(&self) {
+        while self.pending.borrow().entries().is_empty() && !self.stale.get() {
+            let _ = self.kick.1.recv_async().await;
+        }
+    }
+
+    /// Takes off what has expired and says what to try now.
+    pub(super) async fn due(&self, unix_ms: u64, is_up: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let expired = self.pending.borrow_mut().expire(unix_ms);
+        if !expired.is_empty() {
+            tracing::warn!(count = expired.len(), "pending operations expired");
+            self.stop(expired);
+            self.store().await;
+        }
+        let running = self.running.borrow();
+        let busy = |node: &str| running.values().any(|(other, _)| other == node);
+        self.pending.borrow().due(unix_ms, is_up, busy)
+    }
+
+    /// Attempts under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.running.borrow().len()
+    }
+
+    /// An attempt has begun.
+    pub(super) fn begun(&self, entry: &Entry, abort: AbortHandle) {
+        self.running.borrow_mut().insert(entry.id, (entry.node.clone(), abort));
+    }
+
+    /// The list for people.
+    pub(super) fn listed(&self) -> serde_json::Value {
+        let time = |unix_ms: u64| {
+            let stamp = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX));
+            stamp.map(|stamp| stamp.to_string()).unwrap_or_default()
+        };
+        let pending = self.pending.borrow();
+        let entries = pending.entries().iter().map(|entry| {
+            let mut value = serde_json::to_value(entry).unwrap_or_default();
+            if let Some(object) = value.as_object_mut() {
+                object.remove("ordered_unix_ms");
+                object.remove("expires_unix_ms");
+                object.insert("ordered_at".to_owned(), time(entry.ordered_unix_ms).into());
+                object.insert("expires_at".to_owned(), time(entry.expires_unix_ms).into());
+                object.insert("running".to_owned(), self.running.borrow().contains_key(&entry.id).into());
+            }
+            value
+        });
+        serde_json::json!({ "pending": entries.collect::<Vec<_>>() })
+    }
+
+    fn stop(&self, ids: Vec<u64>) {
+        for id in ids {
+            if let Some((_, abort)) = self.running.borrow_mut().remove(&id) {
+                abort.abort();
+            }
+        }
+    }
+
+    /// Writes the list as it is now; what goes wrong is logged, and the list stays in memory until a later attempt.
+    pub(super) async fn store(&self) {
+        match tokio::time::timeout(DISK_WAIT, self.write()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(path = %self.path.display(), %error, "pending operations are not stored"),
+            Err(_) => tracing::warn!(path = %self.path.display(), "the disk is slow to store pending operations"),
+        }
+    }
+
+    async fn write(&self) -> io::Result<()> {
+        self.stale.set(true);
+        // The other end is held here: it does not close.
+        let _ = self.turn.1.recv_async().await;
+        if !self.stale.replace(false) {
+            // Who had the turn before has written this already.
+            let _ = self.turn.0.try_send(());
+            return Ok(());
+        }
+        let stored = Stored { form: FORM, pending: self.pending.borrow().clone() };
+        let (path, turn, (done, result)) = (self.path.clone(), self.turn.0.clone(), flume::bounded(1));
+        // The thread gives the turn back: it may outlive our patience.
+        let written = spawn_thread("pending", move || {
+            let written = write(&path, &stored);
+            let _ = turn.try_send(());
+            let _ = done.send(written);
+        });
+        let written = match written {
+            Ok(_) => result.recv_async().await.unwrap_or_else(|_| Err(io::Error::other("the writer ended"))),
+            Err(error) => {
+                let _ = self.turn.0.try_send(());
+                Err(error)
+            }
+        };
+        self.stale.set(self.stale.get() || written.is_err());
+        written
+    }
+
+    /// The file is older than the list: the last attempt to write it failed, or has not ended.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.get()
+    }
+}
+
+fn read(path: &Path) -> io::Result<Stored> {
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map_err(io::Error::from)
+}
+
+/// Replaces the file, whole or not at all.
+fn write(path: &Path, stored: &Stored) -> io::Result<()> {
+    let fresh = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::fanout::pending::Operation;
+
+    fn entry(node: &str) -> Entry {
+        let text = format!(
+            r#"{{"id":0,"node":"{node}","operation":"delete","model":"m","key":"m:latest","digest":"d","ordered_unix_ms":1,"expires_unix_ms":2}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pending.json");
+        let keeper = Keeper::load(path.clone());
+        assert_eq!(keeper.add(vec![entry("a"), entry("b")]).await, ["a", "b"]);
+        assert_eq!(keeper.cancel(1).await.unwrap().node, "a");
+        assert!(keeper.cancel(1).await.is_none());
+        drop(keeper);
+        let keeper = Keeper::load(path.clone());
+        let pending = keeper.pending.borrow().clone();
+        assert_eq!(pending.entries(), [Entry { id: 2, ..entry("b") }]);
+        assert_eq!(pending.entries()[0].operation, Operation::Delete);
+        assert!(keeper.due(2, |_| true).await.is_empty(), "expired meanwhile");
+        drop(keeper);
+        assert!(Keeper::load(path).pending.borrow().entries().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_torn_file_is_as_good_as_none_and_no_directory_costs_the_memory_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pending.json");
+        std::fs::write(&path, "{\"form\":1,").unwrap();
+        assert!(Keeper::load(path).pending.borrow().entries().is_empty());
+        let keeper = Keeper::load(folder.path().join("none").join("pending.json"));
+        assert_eq!(keeper.add(vec![entry("a")]).await, ["a"]);
+        assert_eq!(keeper.listed()["pending"][0]["expires_at"], "1970-01-01T00:00:00.002Z");
+    }
+}

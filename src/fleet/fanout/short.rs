@@ -1,0 +1,116 @@
+//! Copy and delete: to every node at once, each a short exchange; the answer says what came of all.
+//!
+//! Not cancelled when the client leaves: Ollama finishes them too, and half a fleet's deletion is worse than all of it.
+//! Must never answer 404 while a node had the model.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::dialect::texts::Refusal;
+use crate::fleet::fanout::ask::{Asked, Verb};
+use crate::fleet::fanout::exchange::{Exchange, Fail};
+use crate::fleet::fanout::outcome::{Outcome, words};
+use crate::fleet::fanout::targets::{Goal, Goals};
+use crate::fleet::fanout::{Desk, Order, Reply, progress};
+use crate::ids::NodeId;
+use crate::sync::{Arc, spawn_local};
+
+/// A node deletes files and copies a manifest; on a busy disk that takes a while.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a copy or a delete to its end.
+pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goals) {
+    let results = everywhere(&goals.up, asked.verb, &order.body).await;
+    let reply = verdict(desk, asked, &goals, results).await;
+    order.client.answer(reply);
+}
+
+/// Asks all nodes at once; their results in order.
+async fn everywhere(goals: &[Goal], verb: Verb, body: &Bytes) -> Vec<Result<(), Fail>> {
+    let under_way: Vec<_> = goals
+        .iter()
+        .map(|goal| {
+            let (target, body) = (Arc::clone(&goal.target), body.clone());
+            spawn_local(async move {
+                let exchange = async {
+                    let (method, path) = verb.route();
+                    let (mut exchange, head) = Exchange::ask(&target, method, path, &body).await?;
+                    if head.status == 200 { Ok(()) } else { Err(exchange.refused(head).await) }
+                };
+                let late = || Err(Fail::Lost(format!("no answer for {} s", PATIENCE.as_secs())));
+                tokio::time::timeout(PATIENCE, exchange).await.unwrap_or_else(|_| late())
+            })
+        })
+        .collect();
+    let mut results = Vec::with_capacity(under_way.len());
+    for task in under_way {
+        results.push(task.await.unwrap_or_else(|error| Err(Fail::Lost(error.to_string()))));
+    }
+    results
+}
+
+fn lacks_it(result: &Result<(), Fail>) -> bool {
+    matches!(result, Err(Fail::Refused(refused)) if refused.status == 404)
+}
+
+async fn verdict(desk: &Desk, asked: &Asked, goals: &Goals, results: Vec<Result<(), Fail>>) -> Reply {
+    let mut outcome = Outcome::default();
+    let mut failures = Vec::new();
+    let mut missing: Vec<&Goal> = goals.down.iter().collect();
+    let nowhere = results.iter().all(lacks_it);
+    for (goal, result) in goals.up.iter().zip(results) {
+        // A node that was without it already is as it should be, unless all are.
+        let lacks = lacks_it(&result);
+        match result {
+            Ok(()) => outcome.done.push((&*goal.name).into()),
+            Err(_) if lacks && !nowhere => {}
+            Err(fail) => {
+                if fail.is_lost() {
+                    missing.push(goal);
+                }
+                failures.push((Arc::clone(&goal.name), fail));
+            }
+        }
+    }
+    let touched: Vec<NodeId> = goals.up.iter().map(|goal| goal.node).collect();
+    let key = Desk::changed_key(asked);
+    desk.keeper.settled(outcome.done.iter().map(|name| &**name), &key).await;
+    if !outcome.done.is_empty() {
+        progress::keep(desk, asked, &missing, &mut outcome).await;
+    }
+    desk.reports.changed(touched).await;
+    failures.retain(|(name, _)| !outcome.pending.iter().any(|kept| **kept == **name));
+    tracing::info!(
+        model = asked.model,
+        operation = asked.verb.word(),
+        done = outcome.done.len(),
+        failed = failures.len(),
+        pending = outcome.pending.len(),
+        "models administered"
+    );
+    if outcome.done.is_empty() && nowhere && !goals.down.is_empty() {
+        let names: Vec<&str> = goals.down.iter().map(|goal| &*goal.name).collect();
+        return Reply::refusal(&Refusal::of(503, format!("only nodes that are down have it ({})", names.join(", "))));
+    }
+    if outcome.done.is_empty() {
+        return progress::refusal(&failures);
+    }
+    if let Some((_, first)) = failures.first() {
+        return partly(&outcome, &failures, first);
+    }
+    if outcome.is_full() { Reply::empty(200) } else { Reply::json(200, &outcome.success()) }
+}
+
+/// Some did it and some refused: the first refusal's status, every failure by name, and who did it.
+fn partly(outcome: &Outcome, failures: &[(Arc<str>, Fail)], first: &Fail) -> Reply {
+    let status = match first {
+        Fail::Refused(refused) => refused.status,
+        Fail::Said(_) | Fail::Lost(_) => 500,
+    };
+    let texts: Vec<_> =
+        failures.iter().map(|(name, fail)| (Arc::clone(name), format!("{} on {name}", fail.text()))).collect();
+    let text = format!("{}; done on {}", words(&texts), outcome.done.join(", "));
+    Reply::refusal(&Refusal::of(status, text))
+}

@@ -1,0 +1,112 @@
+//! Blobs: asked for on every node, uploaded to those that lack them at the pace of the slowest, never held.
+
+use std::fmt::Write as _;
+
+use herdgate::sim::{Fault, Harm, Herd};
+
+use crate::support::client::{self, Client, request};
+use crate::support::proxy::Proxy;
+use crate::{copies, fleet, post, post_to, well_formed};
+
+const HELLO: &str = "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+
+async fn head(proxy: &Proxy, digest: &str) -> client::Answer {
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&request("HEAD", &format!("/api/blobs/{digest}"), &[], b"")).await;
+    client.head_answer().await.unwrap()
+}
+
+async fn upload(proxy: &Proxy, digest: &str, body: &[u8]) -> client::Answer {
+    client::once(proxy.address, &request("POST", &format!("/api/blobs/{digest}"), &[], body)).await
+}
+
+async fn has(herd: &Herd, at: usize, digest: &str) -> bool {
+    let mut client = Client::connect(herd.nodes()[at].address()).await;
+    client.send(&request("HEAD", &format!("/api/blobs/{digest}"), &[], b"")).await;
+    client.head_answer().await.unwrap().status == 200
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_goes_to_every_node_once() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    assert_eq!(head(&proxy, HELLO).await.status, 404);
+    assert_eq!(head(&proxy, HELLO).await.header("content-length"), Some("102"));
+    assert_eq!(head(&proxy, "sha256:xyz").await.status, 400);
+    let direct = request("POST", &format!("/api/blobs/{HELLO}"), &[], b"hello\n");
+    assert_eq!(client::once(herd.nodes()[0].address(), &direct).await.status, 201);
+    assert_eq!(head(&proxy, HELLO).await.status, 404, "not every node has it");
+    let created = upload(&proxy, HELLO, b"hello\n").await;
+    assert_eq!((created.status, created.text().as_str(), created.header("content-type")), (201, "", None));
+    assert_eq!(head(&proxy, HELLO).await.status, 200);
+    assert_eq!(upload(&proxy, HELLO, b"hello\n").await.status, 200);
+    let posts: Vec<u64> = herd.nodes().iter().map(|node| node.ledger().route("/api/blobs/:digest")).collect();
+    // The first was not sent what it had: its upload was the test's own.
+    assert!(posts[0] == posts[1] && posts[1] == posts[2], "{posts:?}");
+
+    let zeros = "sha256:".to_owned() + &"0".repeat(64);
+    let wrong = upload(&proxy, &zeros, b"hello\n").await;
+    let text = format!(r#"{{"error":"digest mismatch, expected \"{zeros}\", got \"{HELLO}\""}}"#);
+    assert_eq!((wrong.status, wrong.text()), (400, text));
+    let bad = upload(&proxy, "sha256:xyz", b"hello\n").await;
+    assert_eq!((bad.status, bad.text().as_str()), (400, r#"{"error":"invalid digest format"}"#));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunked_upload_and_the_create_that_follows() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    let mut client = Client::connect(proxy.address).await;
+    let head = format!("POST /api/blobs/{HELLO} HTTP/1.1\r\nHost: x.local\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send(head.as_bytes()).await;
+    for byte in b"hello\n" {
+        client.send(format!("1\r\n{}\r\n", char::from(*byte)).as_bytes()).await;
+    }
+    client.send(b"0\r\n\r\n").await;
+    assert_eq!(client.answer().await.unwrap().status, 201);
+    let body = format!(r#"{{"model":"plain","files":{{"m.gguf":"{HELLO}"}}}}"#);
+    let lines = well_formed(&post(&proxy, "/api/create", &body).await);
+    let direct = client::post_once(herd.nodes()[0].address(), "/api/create", &body).await;
+    assert_eq!(lines, direct.lines());
+    assert_eq!(copies(&proxy, "plain"), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_the_blob_is_named_before_the_create() {
+    let (_herd, proxy) = fleet("", |_, _| ()).await;
+    let path = format!("/api/blobs/{HELLO}");
+    let bytes = request("POST", &path, &[("x-herdgate-nodes", "a,b")], b"hello\n");
+    assert_eq!(client::once(proxy.address, &bytes).await.status, 201);
+    let body = format!(r#"{{"model":"plain","files":{{"m.gguf":"{HELLO}"}}}}"#);
+    let lines = well_formed(&post(&proxy, "/api/create", &body).await);
+    let last = lines.last().unwrap();
+    assert_eq!(last["nodes"]["done"], serde_json::json!(["a", "b"]));
+    assert_eq!(last["nodes"]["failed"]["c"], format!("it lacks the blob {HELLO}"));
+    // Told to go there all the same, the node says it in its own words.
+    let lines = well_formed(&post_to(&proxy, "c", "/api/create", &body).await);
+    assert!(lines.last().unwrap()["error"].as_str().unwrap().contains("no such file or directory"), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_breaks_off_is_dropped_and_named() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    herd.nodes()[1].fault(Fault::new(Harm::Reset).for_path("/api/blobs/:digest"));
+    let answer = upload(&proxy, HELLO, b"hello\n").await;
+    assert_eq!(answer.status, 201);
+    let nodes = &answer.json()["nodes"];
+    assert_eq!(nodes["done"], serde_json::json!(["a", "c"]));
+    assert!(nodes["failed"]["b"].is_string(), "{nodes}");
+    assert!(has(&herd, 0, HELLO).await && has(&herd, 2, HELLO).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_leaves_no_blob() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    let mut client = Client::connect(proxy.address).await;
+    let mut head = String::new();
+    write!(head, "POST /api/blobs/{HELLO} HTTP/1.1\r\nHost: x.local\r\nContent-Length: 6\r\n\r\nhel").unwrap();
+    client.send(head.as_bytes()).await;
+    client.reset();
+    for at in 0..3 {
+        assert!(!has(&herd, at, HELLO).await);
+    }
+    assert_eq!(upload(&proxy, HELLO, b"hello\n").await.status, 201);
+}

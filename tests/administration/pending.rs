@@ -1,0 +1,114 @@
+//! What nodes that are down miss: reported, kept, listed, cancellable, caught up, and never done to another model.
+
+use herdgate::clock::Clock;
+use herdgate::sim::{Herd, ModelSpec};
+use serde_json::Value;
+
+use crate::support::client::{self, request};
+use crate::support::proxy::Proxy;
+use crate::{copies, delete, disk, fleet, nodes, post, statuses, until_known, well_formed};
+
+async fn listed(proxy: &Proxy) -> Vec<Value> {
+    client::get(proxy.address, "/herdgate/pending").await.json()["pending"].as_array().unwrap().clone()
+}
+
+async fn until_nothing_is_pending(proxy: &Proxy) {
+    proxy.until("nothing is pending", || async { listed(proxy).await.is_empty() }).await;
+}
+
+/// Stops node c, and waits until the proxy knows.
+async fn stop_c(herd: &Herd, proxy: &Proxy) {
+    herd.nodes()[2].stop();
+    until_known(proxy, "m", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_caught_up() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    let lines = well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    let said = statuses(&lines);
+    assert!(said.contains(&"c is down") && said.contains(&"kept for the return of c"), "{said:?}");
+    assert_eq!(lines.last().unwrap()["nodes"], serde_json::json!({"done": ["a", "b"], "pending": ["c"]}));
+    let kept = listed(&proxy).await;
+    assert_eq!((kept.len(), &kept[0]["node"], &kept[0]["operation"]), (1, &"c".into(), &"pull".into()));
+    assert!(kept[0]["ordered_at"].is_string() && kept[0]["expires_at"].is_string());
+    herd.nodes()[2].restart();
+    until_known(&proxy, "new", 3).await;
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m", "new"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_and_a_copy_outlive_the_proxy() {
+    let (herd, proxy) = fleet("", |_, spec| spec.models.push(ModelSpec::chat("other").copy_of("other"))).await;
+    until_known(&proxy, "other", 3).await;
+    stop_c(&herd, &proxy).await;
+    let deleted = delete(&proxy, r#"{"model":"m"}"#).await;
+    let expected = serde_json::json!({"status": "success", "nodes": {"done": ["a", "b"], "pending": ["c"]}});
+    assert_eq!((deleted.status, deleted.json()), (200, expected));
+    let copied = post(&proxy, "/api/copy", r#"{"source":"other","destination":"twin"}"#).await;
+    assert_eq!((copied.status, &copied.json()["nodes"]["pending"][0]), (200, &"c".into()));
+    let configuration = nodes(&herd);
+    let data = proxy.stop().await;
+    herd.nodes()[2].restart();
+    let proxy = Proxy::start_in(data, &[], &configuration, Clock::system()).await;
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["other", "twin"]);
+    assert_eq!((copies(&proxy, "twin"), copies(&proxy, "m")), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_model_under_the_name_is_left_alone() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    assert_eq!(delete(&proxy, r#"{"model":"m"}"#).await.status, 200);
+    assert_eq!(listed(&proxy).await[0]["digest"], ModelSpec::chat("m").copy_of("m").digest.as_str());
+    // Somebody pulls a newer one at the node itself before the proxy sees it again.
+    herd.nodes()[2].add_model(ModelSpec::chat("m").copy_of("newer"));
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m"]);
+    assert_eq!(herd.nodes()[2].ledger().route("/api/delete"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_can_be_cancelled_and_a_newer_order_takes_its_place() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    assert_eq!(delete(&proxy, r#"{"model":"m"}"#).await.status, 200);
+    let ids: Vec<u64> = listed(&proxy).await.iter().map(|entry| entry["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), 2);
+    let cancel = |id: u64| request("DELETE", &format!("/herdgate/pending/{id}"), &[], b"");
+    let cancelled = client::once(proxy.address, &cancel(ids[1])).await;
+    assert_eq!((cancelled.status, &cancelled.json()["cancelled"]["operation"]), (200, &"delete".into()));
+    assert_eq!(client::once(proxy.address, &cancel(ids[1])).await.status, 404);
+    // Pulled again: one entry, a newer one.
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"NEW:latest"}"#).await);
+    let kept = listed(&proxy).await;
+    assert!(kept.len() == 1 && kept[0]["id"].as_u64().unwrap() > ids[1], "{kept:?}");
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m", "new"], "the deletion was cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_kept_where_nothing_was_done() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    let lines = well_formed(&post(&proxy, "/api/pull", r#"{"model":"nope"}"#).await);
+    assert_eq!(lines.last().unwrap()["error"], "pull model manifest: file does not exist");
+    let created = post(&proxy, "/api/create", r#"{"model":"x","from":"m"}"#).await;
+    assert_eq!(created.lines().last().unwrap()["nodes"]["missed"][0], "c", "a create is no state to catch up with");
+    herd.nodes()[0].stop();
+    herd.nodes()[1].stop();
+    until_known(&proxy, "m", 0).await;
+    for (path, body) in [("/api/pull", r#"{"model":"new"}"#), ("/api/copy", r#"{"source":"m","destination":"x"}"#)] {
+        let answer = post(&proxy, path, body).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.header("retry-after").is_some() && answer.text().contains("a, b, c"), "{}", answer.text());
+    }
+    assert_eq!(delete(&proxy, r#"{"model":"m"}"#).await.status, 503);
+    assert!(listed(&proxy).await.is_empty());
+}
