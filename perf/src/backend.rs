@@ -4,15 +4,18 @@
 //! its standard input does, or when its time is over. Checks every request's body whole, and answers 400 when it is not
 //! what the client sent: a proxy that bends a body fails its run.
 
+mod conn;
+
 use std::collections::{BinaryHeap, HashMap};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, TcpListener};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use self::conn::{Conn, Reading, push};
 use crate::epoll::Epoll;
 use crate::http::request_head;
 use crate::node::{Pieces, Questions};
@@ -59,39 +62,6 @@ struct Answer {
 enum Asked {
     Known(usize),
     Question(Pieces),
-}
-
-/// A request that is being read.
-enum Reading {
-    Head,
-    /// The first bytes of a body, until they tell the model.
-    Start {
-        path: String,
-        length: usize,
-    },
-    Body {
-        answer: usize,
-        at: usize,
-        length: usize,
-        bent: bool,
-    },
-}
-
-/// An answer on its way: the pieces, which one is next, how much of that one is out. Nothing out of a piece that is not
-/// the first means that it waits for its time.
-type Sending = (Pieces, usize, usize);
-
-struct Conn {
-    stream: TcpStream,
-    reading: Reading,
-    /// Bytes that were read and not understood yet.
-    held: Vec<u8>,
-    /// What is being sent, and how far.
-    sending: Option<Sending>,
-    every: Duration,
-    endless: bool,
-    /// Tells a timer of this connection from one of an earlier connection in its place.
-    born: u64,
 }
 
 /// When a connection sends its next piece; the earliest is the greatest.
@@ -446,49 +416,6 @@ impl Backend {
                 self.due.push(Due { at: Instant::now() + every, conn: at, born });
             }
         }
-    }
-}
-
-/// Sends what is due: one piece, or the rest of one; all of them where they have no pace. False when the connection is
-/// broken.
-fn push(conn: &mut Conn) -> bool {
-    loop {
-        let whole = push_one(conn);
-        if !whole || !conn.every.is_zero() || !matches!(conn.sending, Some((_, _, 0))) {
-            return whole;
-        }
-    }
-}
-
-fn push_one(conn: &mut Conn) -> bool {
-    let Some((pieces, piece, offset)) = &mut conn.sending else { return true };
-    let Some(bytes) = pieces.get(*piece) else {
-        conn.sending = None;
-        return true;
-    };
-    match conn.stream.write(&bytes[*offset..]) {
-        Ok(n) if *offset + n == bytes.len() => {
-            *offset = 0;
-            *piece += 1;
-            if conn.endless && *piece + 1 >= pieces.len() {
-                // Held streams never reach their last record: the one before it comes again and again.
-                *piece = pieces.len().saturating_sub(2).max(1);
-            }
-            if *piece >= pieces.len() {
-                conn.sending = None;
-            }
-            true
-        }
-        Ok(n) => {
-            *offset += n;
-            true
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            // Offset 0 would read as "sent": a piece that could not even start is rare enough to be dropped with its
-            // connection, and loud at the client.
-            *offset > 0
-        }
-        Err(_) => false,
     }
 }
 

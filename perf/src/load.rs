@@ -4,21 +4,25 @@
 //! standard output. Reads the proxy's accounting itself, at the very ends of its window. Must stay cheap: it shares a
 //! core with the nodes, and a slow generator measures itself.
 
+mod job;
+mod offer;
+
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde::{Deserialize, Serialize};
 
 use crate::accounting::{Memory, Usage};
 use crate::epoll::Epoll;
 use crate::fetch;
 use crate::http::Answers;
-use crate::scenario::{Form, Scenario};
+use crate::scenario::Form;
 use crate::stats::Spread;
-use crate::workload::{Random, Workload};
+use crate::workload::Workload;
+
+pub(crate) use self::job::{Figures, Job, Mode};
 
 /// Connects at once while held streams are opened: the proxy's backlog takes them.
 const OPENING_MAX: usize = 64;
@@ -28,60 +32,6 @@ const SAMPLES_MAX: usize = 4_000_000;
 const DRAIN: Duration = Duration::from_secs(5);
 /// After the last held stream has opened, before its window starts.
 const SETTLE: Duration = Duration::from_secs(2);
-
-/// One window to measure.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Job {
-    pub(crate) scenario: Scenario,
-    pub(crate) port: u16,
-    pub(crate) mode: Mode,
-    pub(crate) warm_ms: u64,
-    pub(crate) window_ms: u64,
-    /// The proxy's processes; none when there is no proxy.
-    pub(crate) watch: Vec<u32>,
-    /// The nodes' process.
-    pub(crate) backend: Option<u32>,
-}
-
-/// How requests start.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Mode {
-    /// Each connection asks again as soon as it is answered.
-    Closed { connections: usize },
-    /// Arrivals as they come (Poisson), whatever the answers do; latency counts from the intended start.
-    Open { per_second: f64, connections: usize, seed: u64 },
-    /// Streams are opened and stay.
-    Hold { connections: usize },
-}
-
-/// What one window showed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Figures {
-    pub(crate) window_ns: u64,
-    /// Answers that became whole within the window.
-    pub(crate) completed: u64,
-    /// Answers that became whole from first to last, outside the window too.
-    pub(crate) completed_in_all: u64,
-    /// Body bytes within the window, in answers: what the window's work amounts to, cut streams included.
-    pub(crate) answers: f64,
-    /// Everything that went wrong, the warm-up included.
-    pub(crate) errors: u64,
-    pub(crate) first_error: Option<String>,
-    pub(crate) latency: Spread,
-    pub(crate) first_byte: Spread,
-    /// Between two records of a stream.
-    pub(crate) gaps: Spread,
-    /// Of the proxy, within the window.
-    pub(crate) usage: Usage,
-    pub(crate) memory_before: Memory,
-    pub(crate) memory: Memory,
-    /// Shares of the window that the generator and the nodes ran.
-    pub(crate) generator_busy: f64,
-    pub(crate) backend_busy: f64,
-    /// Arrivals that found no free connection.
-    pub(crate) queued: u64,
-}
 
 struct Conn {
     stream: TcpStream,
@@ -223,75 +173,6 @@ impl Load {
         let figures = &mut self.figures;
         figures.generator_busy = after.0.saturating_sub(own.0) as f64 / figures.window_ns as f64;
         figures.backend_busy = after.1.saturating_sub(own.1) as f64 / figures.window_ns as f64;
-    }
-
-    /// Lets what is under way end.
-    fn drain(&mut self) -> anyhow::Result<()> {
-        self.waiting.clear();
-        self.agenda.clear();
-        let until = Instant::now() + self.answer_time() + DRAIN;
-        while self.under_way > 0 && Instant::now() < until {
-            self.turn(Instant::now() + Duration::from_millis(20))?;
-        }
-        let late = self.under_way;
-        if late > 0 {
-            self.wrong(&format!("{late} answers did not end in time"));
-        }
-        Ok(())
-    }
-
-    /// Opens streams, some at a time, until each has brought its first bytes.
-    fn open_all(&mut self, connections: usize) -> anyhow::Result<()> {
-        let until = Instant::now() + Duration::from_secs(60);
-        let mut asked = 0;
-        while self.opened < connections {
-            ensure!(Instant::now() < until, "{} of {connections} streams opened within a minute", self.opened);
-            ensure!(self.figures.errors < 100, "streams fail: {:?}", self.figures.first_error);
-            while asked < connections && asked - self.opened.min(asked) < OPENING_MAX {
-                let at = self.connect()?;
-                self.start(at, Instant::now());
-                asked += 1;
-            }
-            self.turn(Instant::now() + Duration::from_millis(5))?;
-        }
-        Ok(())
-    }
-
-    fn until(&mut self, end: Instant) -> anyhow::Result<()> {
-        match self.job.mode {
-            Mode::Open { per_second, seed, .. } => {
-                let mut random = Random(seed | 1);
-                // Another seed for the window than for the warm-up, the same in every run.
-                random.0 = random.0.wrapping_add(u64::from(self.measuring) << 32);
-                let mut next = Instant::now();
-                loop {
-                    next += Duration::from_secs_f64(-random.unit().ln() / per_second);
-                    while Instant::now() < next.min(end) {
-                        self.turn(next.min(end))?;
-                    }
-                    if next >= end {
-                        return Ok(());
-                    }
-                    self.arrive(next);
-                }
-            }
-            Mode::Closed { .. } | Mode::Hold { .. } => {
-                while Instant::now() < end {
-                    self.turn(end)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn arrive(&mut self, intended: Instant) {
-        match self.idle.pop() {
-            Some(at) => self.start(at, intended),
-            None => {
-                self.figures.queued += 1;
-                self.waiting.push_back(intended);
-            }
-        }
     }
 
     /// Waits once, until `end` at most, and serves what is ready.
@@ -556,73 +437,4 @@ pub(crate) fn main() -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use super::*;
-    use crate::backend::{self, Backend};
-
-    fn shipped(name: &str) -> Scenario {
-        let all = crate::scenario::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")).unwrap();
-        all.into_iter().find(|s| s.name == name).unwrap()
-    }
-
-    /// What the generator says of nodes that serve `served` while it asks for `asked`.
-    #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
-    fn figures(served: Scenario, asked: Scenario, mode: Mode) -> Figures {
-        let job = backend::Job { scenarios: vec![served], nodes: 2, models: 3, seconds_max: 60 };
-        let end = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&end);
-        let (tell, told) = std::sync::mpsc::channel();
-        let serving = std::thread::spawn(move || {
-            let mut nodes = Backend::new(&job).unwrap();
-            tell.send(nodes.ports().unwrap()).unwrap();
-            nodes.run(&|| seen.load(Ordering::Relaxed)).unwrap();
-        });
-        let port = told.recv().unwrap()[1];
-        let job = Job { scenario: asked, port, mode, warm_ms: 5, window_ms: 60, watch: Vec::new(), backend: None };
-        let figures = measure(job);
-        end.store(true, Ordering::Relaxed);
-        serving.join().unwrap();
-        figures.unwrap()
-    }
-
-    #[test]
-    fn closed_and_open_loops_complete_what_they_start() {
-        for mode in [Mode::Closed { connections: 3 }, Mode::Open { per_second: 500.0, connections: 4, seed: 1 }] {
-            let figures = figures(shipped("burst64"), shipped("burst64"), mode);
-            assert_eq!((figures.errors, figures.first_error), (0, None));
-            assert!(figures.completed > 0 && figures.gaps.count >= 63, "{}", figures.completed);
-            assert!(figures.completed_in_all >= figures.completed);
-        }
-    }
-
-    #[test]
-    fn held_streams_open_and_are_checked() {
-        let mut held = shipped("open9000");
-        held.answer.every_ms = 10;
-        let figures = figures(held.clone(), held, Mode::Hold { connections: 5 });
-        assert_eq!((figures.errors, figures.first_error), (0, None));
-        assert!(figures.gaps.count > 0);
-    }
-
-    #[test]
-    fn a_wrong_answer_or_a_bent_request_is_an_error() {
-        let mut other = shipped("short");
-        other.answer.form = Form::Embedding;
-        other.answer.records = 3;
-        let asks_as_before = |mut s: Scenario| {
-            s.request.prompt_bytes += 1;
-            s
-        };
-        let mode = Mode::Closed { connections: 1 };
-        let bent = figures(shipped("short"), asks_as_before(shipped("short")), mode.clone());
-        assert!(bent.first_error.unwrap().contains("status 400"));
-        let mut longer = shipped("burst64");
-        longer.answer.records = 65;
-        let wrong = figures(longer, shipped("burst64"), mode);
-        assert!(wrong.errors > 0 && wrong.completed == 0);
-    }
-}
+mod tests;

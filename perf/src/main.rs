@@ -74,13 +74,13 @@ struct RunFlags {
     #[arg(long, value_delimiter = ',', default_value = "quick")]
     set: Vec<String>,
     /// Rounds in which every peer has one window
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=200))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=200))]
     repeats: u16,
     /// Length of a window, ms
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     window: u64,
     /// Before each window, ms
-    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     warm: u64,
     /// The proxy's binary
     #[arg(long, value_name = "PATH")]
