@@ -44,7 +44,7 @@ pub(crate) fn draw(
     stacks: Stacks,
 ) -> anyhow::Result<Vec<u8>> {
     ensure!(name != "direct", "without a proxy there is nothing to look at");
-    let dir = tempfile::Builder::new().prefix("herdgate-perf-").tempdir()?;
+    let dir = process::folder()?;
     let nodes = Nodes::start(scenario, programs.other_seat())?;
     let mut peer = peers::start(programs, name, &nodes.ports, dir.path(), scenario)?;
     nodes.settle()?;

@@ -248,7 +248,9 @@ fn measure(flags: RunFlags) -> anyhow::Result<()> {
     };
     let out = flags.out.unwrap_or_else(|| run::default_out(root(), &header.taken, &header.commit));
     let mut results = Results { header, samples: Vec::new() };
-    let _alone = process::alone()?;
+    // Without a proxy there is nothing that another run could spoil.
+    let proxied = plan.peers.iter().any(|peer| peer != "direct");
+    let _alone = proxied.then(process::alone).transpose()?;
     let ended = run::run(&plan, &scenarios, &mut |sample| {
         eprintln!(
             "{:<12} {:<9} {} {:?}: {:.0} answers/s, CPU {:.1} us each; generator {:.0} %, nodes {:.0} % of their core",

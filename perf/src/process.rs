@@ -13,6 +13,9 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 /// Of everything that is measured, alike: before all ordinary work.
 const PRECEDENCE: i32 = -19;
 
+/// How folders of runs are called, before the id of their process.
+const FOLDER: &str = "herdgate-perf-";
+
 /// A child that ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -142,6 +145,24 @@ fn pin(cpu: usize) -> anyhow::Result<()> {
 pub(crate) fn cores() -> anyhow::Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).context("affinity")?;
     Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+}
+
+/// A folder for the files of one run; goes when dropped.
+pub(crate) fn folder() -> anyhow::Result<tempfile::TempDir> {
+    sweep();
+    let prefix = format!("{FOLDER}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir().context("a folder for the run")
+}
+
+/// Removes what runs have left behind that were ended from outside.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(FOLDER)?.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Waits until no other run measures on this machine: two at once would measure each other. Holds until dropped.

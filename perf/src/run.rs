@@ -141,7 +141,7 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     fn start(plan: &'a Plan, scenarios: &'a [&'a Scenario]) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("herdgate-perf-").tempdir()?;
+        let dir = process::folder()?;
         let (mut nodes, mut contestants) = (Vec::new(), Vec::new());
         for (at, scenario) in scenarios.iter().enumerate() {
             let running = Nodes::start(scenario, plan.programs.other_seat())?;
