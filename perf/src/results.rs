@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::load::Figures;
 use crate::machine::Machine;
 use crate::scenario::Scenario;
+use crate::stats::Middle;
 
 /// Of the file; other ones are refused.
 pub(crate) const FORMAT: u32 = 1;
@@ -148,14 +149,70 @@ impl Results {
         .collect()
     }
 
-    /// The same over the better of nginx and HAProxy in each repeat.
-    pub(crate) fn ratios_to_better(&self, scenario: &str, figure: impl Fn(&Sample) -> Option<f64>) -> Vec<f64> {
-        let ours = self.of(scenario, "herdgate", Pass::Closed);
-        ours.filter_map(|our| {
-            let of = |peer| self.of(scenario, peer, Pass::Closed).find(|s| s.repeat == our.repeat).and_then(&figure);
-            let better = of("nginx").into_iter().chain(of("haproxy")).min_by(f64::total_cmp)?;
-            Some(figure(our)? / better)
-        })
-        .collect()
+    /// The better of nginx and HAProxy by its median. Chosen once for all repeats: the lower of two noisy figures in each
+    /// repeat would be lower than either of them is.
+    pub(crate) fn better(&self, scenario: &str, figure: impl Fn(&Sample) -> Option<f64>) -> Option<&'static str> {
+        let median = |peer| Some(Middle::of(self.of(scenario, peer, Pass::Closed).filter_map(&figure))?.median);
+        let known = ["nginx", "haproxy"].into_iter().filter_map(|peer| Some((peer, median(peer)?)));
+        known.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(peer, _)| peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(peer: &str, repeat: usize, cpu: u64) -> Sample {
+        let mut figures = Figures { answers: 1.0, window_ns: 1, ..Figures::default() };
+        figures.usage.cpu_ns.insert("worker-0".to_owned(), cpu * 1_000);
+        Sample {
+            scenario: "s".to_owned(),
+            peer: peer.to_owned(),
+            repeat,
+            pass: Pass::Closed,
+            offered: None,
+            figures,
+            syscalls: BTreeMap::new(),
+        }
+    }
+
+    fn results(samples: Vec<Sample>) -> Results {
+        let header = Header {
+            format: FORMAT,
+            taken: "2026-11-25T10:00:00Z".to_owned(),
+            commit: "abc".to_owned(),
+            label: String::new(),
+            machine: Machine::default(),
+            peers: BTreeMap::new(),
+            repeats: 2,
+            window_ms: 1,
+            warm_ms: 1,
+            remarks: Vec::new(),
+            scenarios: Vec::new(),
+        };
+        Results { header, samples }
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_repeat_and_the_better_peer_over_all() {
+        let figures = [("herdgate", [10, 30]), ("nginx", [20, 10]), ("haproxy", [16, 15])];
+        let samples = figures.iter().flat_map(|(peer, cpu)| (0..2).map(|n| sample(peer, n, cpu[n])));
+        let results = results(samples.collect());
+        assert_eq!(results.ratios("s", Pass::Closed, "nginx", Sample::cpu_us), [0.5, 3.0]);
+        // Medians 15 and 15.5; the lower one of each repeat would have been 16 and 10.
+        assert_eq!(results.better("s", Sample::cpu_us), Some("nginx"));
+    }
+
+    #[test]
+    fn a_file_reads_as_it_was_written_and_another_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("below/results.json");
+        let mut written = results(vec![sample("nginx", 0, 5), sample("herdgate", 0, 4)]);
+        written.write(&path).unwrap();
+        let read = Results::read(&path).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), serde_json::to_string(&written).unwrap());
+        written.header.format += 1;
+        written.write(&path).unwrap();
+        assert!(Results::read(&path).is_err());
     }
 }

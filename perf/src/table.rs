@@ -170,8 +170,17 @@ fn half(out: &mut String, results: &Results, scenario: &Scenario, peers: &[&str]
 }
 
 fn verdicts(out: &mut String, results: &Results, scenario: &Scenario) {
-    if let Some(better) = Middle::of(results.ratios_to_better(&scenario.name, Sample::cpu_us)) {
-        let _ = writeln!(out, "  herdgate / better of nginx and HAProxy, CPU: {}", shown(better));
+    let name = &scenario.name;
+    if let Some(better) = results.better(name, Sample::cpu_us)
+        && let Some(ratio) = Middle::of(results.ratios(name, Pass::Closed, better, Sample::cpu_us))
+    {
+        let least = |peer| Middle::of(results.of(name, peer, Pass::Closed).filter_map(Sample::cpu_us)).map(|m| m.min);
+        let minima = least("herdgate").zip(least(better)).map_or(f64::NAN, |(ours, theirs)| ours / theirs);
+        let (median, low, high) = (ratio.median, ratio.low, ratio.high);
+        let _ = writeln!(
+            out,
+            "  herdgate / {better} (the better one), CPU: {median:.2}, middle half {low:.2}..{high:.2}; of the minima {minima:.2}"
+        );
     }
     let Some(base) = &scenario.relative_to else { return };
     for (what, figure) in
