@@ -4,6 +4,7 @@ Called by 20-clients.sh. The truth is the nodes' own account of what they sent t
 """
 
 import asyncio
+import tempfile
 
 import anthropic
 import ollama
@@ -223,6 +224,58 @@ def agree(proxy, herd, driver):
     say(f"  {done} answers on {len(ledgers)} nodes, {tokens[0]} + {tokens[1]} tokens, {gone} left, {driver.unknown} refused: both sides agree")
 
 
+def progress(parts):
+    """A whole stream of progress: numbers only grow, one success, the last."""
+    bars = {}
+    for part in parts:
+        if part.digest:
+            before, now = bars.get(part.digest, (0, 0)), (part.total, part.completed or 0)
+            check(before[0] <= now[0] and before[1] <= now[1] <= now[0], f"a bar went from {before} to {now}")
+            bars[part.digest] = now
+    said = [part.status for part in parts]
+    equal((said[0], said[-1], said.count("success")), ("pulling manifest", "success", 1), "a pull's statuses")
+    check(bars and all(total == completed for total, completed in bars.values()), f"bars that are not full: {bars}")
+
+
+def on_disk(herd, name):
+    """How many nodes have a model, by their own account."""
+    return sum(name in {m["name"] for m in fetch_json(f"{url}/api/tags")["models"]} for url in herd.urls)
+
+
+def administration(proxy, herd):
+    """Pull, copy, create and delete reach every node, and the gate knows at once."""
+    client = ollama.Client(host=proxy.url, trust_env=False)
+    parts = list(client.pull("tiny:1b", stream=True))
+    progress(parts)
+    check(sum(1 for part in parts if part.digest) > 3, f"a pull without progress: {parts!r}")
+    check("tiny:1b" in {model.model for model in client.list().models}, "pulled and not listed")
+    equal(on_disk(herd, "tiny:1b"), 3, "nodes that have what was pulled")
+    equal(client.pull("tiny:1b").status, "success", "a pull of what is there")
+    equal(client.create(model="mine", from_="tiny:1b", system="Be brief.").status, "success", "create")
+    equal(client.copy("mine", "yours").status, "success", "copy")
+    equal([on_disk(herd, f"{name}:latest") for name in ("mine", "yours")], [3, 3], "nodes that have created and copied")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"hello\n")
+        file.flush()
+        digest = client.create_blob(file.name)
+    equal(client.create(model="made", files={"m.gguf": digest}).status, "success", "create from an upload")
+    for name in ("mine", "yours", "made", "tiny:1b"):
+        equal(client.delete(name).status, "success", f"delete {name}")
+    equal(len(client.list().models), 3, "models after deletion")
+    for call in (lambda: client.pull("no-such-model"), lambda: list(client.pull("no-such-model", stream=True))):
+        try:
+            call()
+            check(False, "a model of no registry was pulled")
+        except ollama.ResponseError as error:
+            equal(error.error, "pull model manifest: file does not exist", "words for a model of no registry")
+    try:
+        client.delete("no-such-model")
+        check(False, "an unknown model was deleted")
+    except ollama.ResponseError as error:
+        equal((error.status_code, error.error), (404, "model 'no-such-model' not found"), "deleting an unknown model")
+    say("  ollama-python: pull, create, copy, delete, blobs reach three nodes")
+
+
 def old_embeddings(proxy):
     """`/api/embeddings` says no counts: a vector all the same, and an estimate in the books, never nothing."""
     before = proxy.tokens("herdgate_tokens_estimated_total")
@@ -237,6 +290,7 @@ def main():
         herd = rig.herd(
             "--nodes", "3", "--load-time", "50ms", "--prompt-time", "0s", "--token-time", "2ms",
             "--model", f"{CHAT}=completion+tools", "--model", "qwen3:8b=completion+tools+thinking", "--model", f"{EMBED}=embedding",
+            "--registry", "tiny:1b", "--pull-time", "600ms",
         )
         # Polled often, so that what `ps` says is not older than a client's last request for long.
         proxy = rig.serve(herd.urls, {"HERDGATE_CFG_HEALTH__PS": "200ms"})
@@ -259,6 +313,7 @@ def main():
             agree(proxy, herd, driver)
         equal({node for node, _ in proxy.tokens()}, set(herd.urls), "nodes that took part")
         old_embeddings(proxy)
+        administration(proxy, herd)
         equal(proxy.process.signal(), 0, "exit code after SIGTERM")
 
 

@@ -62,6 +62,8 @@ pub enum Call {
         digest: Box<str>,
         /// As announced; `None`: in chunks.
         length: Option<u64>,
+        /// Told once some node wants the body; until then it stays with the client.
+        wanted: oneshot::Sender<()>,
         /// The body, with [`Piece::End`] last if it came whole.
         pieces: flume::Receiver<Piece>,
     },

@@ -45,8 +45,11 @@ pub(super) async fn answer(client: &Rc<Client>, request: Request<Incoming>, key:
             return place(client, order(Call::BlobHead(digest.into()), Bytes::new()), placed).await;
         }
         let (pieces, arriving) = flume::bounded(PIECES_MAX);
-        let call = Call::BlobPost { digest: digest.into(), length: length(&head.headers), pieces: arriving };
-        return upload(client, order(call, Bytes::new()), placed, incoming, pieces).await;
+        let (wanted, go_on) = oneshot::channel();
+        let call = Call::BlobPost { digest: digest.into(), length: length(&head.headers), wanted, pieces: arriving };
+        let expects = head.headers.contains_key(http::header::EXPECT);
+        let way = Way { expects, go_on, pieces };
+        return upload(client, order(call, Bytes::new()), placed, incoming, way).await;
     }
     let call = match (verb(&path), path.strip_prefix("/herdgate/pending")) {
         (Some(verb), _) => Call::Models(verb),
@@ -112,22 +115,32 @@ fn ended() -> Response<OutBody> {
     answer::error(StatusCode::SERVICE_UNAVAILABLE, dialect::error(Family::Ollama, 503, text), Some(5))
 }
 
+/// How a blob's body leaves the worker.
+struct Way {
+    /// Comes once some node wants it: a client that waits for `100 Continue` is not made to send what is there already.
+    go_on: oneshot::Receiver<()>,
+    /// The client waits for `100 Continue`, which reading its body sends.
+    expects: bool,
+    pieces: flume::Sender<Piece>,
+}
+
 /// Sends a blob's body on while it comes, until its answer is there.
 async fn upload(
     client: &Rc<Client>,
     order: Order,
     placed: Placed,
     mut incoming: Incoming,
-    pieces: flume::Sender<Piece>,
+    way: Way,
 ) -> Response<OutBody> {
     let Placed { mut reply, present } = placed;
+    let expects = way.expects;
     if !client.local.shared.orders.place(order) {
         return too_many();
     }
     let sent = tokio::select! {
         biased;
         early = wait(client, &mut reply) => Some(early),
-        sent = pump(client, &mut incoming, &pieces) => match sent {
+        sent = pump(client, &mut incoming, way) => match sent {
             Ok(()) => None,
             Err(error) => return refused(&error),
         },
@@ -137,7 +150,7 @@ async fn upload(
         None => wait(client, &mut reply).await,
     };
     client.watch.disarm();
-    let whole = incoming.is_end_stream() || skip(client, &mut incoming).await;
+    let whole = incoming.is_end_stream() || (!expects && skip(client, &mut incoming).await);
     let mut response = reply.map_or_else(ended, |reply| answered(client, reply, present));
     if !whole {
         answer::close(&mut response);
@@ -146,7 +159,10 @@ async fn upload(
 }
 
 /// Every piece into the channel; it is bounded, so the client is read no faster than the slowest node takes it.
-async fn pump(client: &Client, incoming: &mut Incoming, pieces: &flume::Sender<Piece>) -> Result<(), ProxyError> {
+async fn pump(client: &Client, incoming: &mut Incoming, way: Way) -> Result<(), ProxyError> {
+    if way.go_on.await.is_err() {
+        return Ok(());
+    }
     loop {
         body::arm_idle(client);
         let data = body::next(client, incoming).await?;
@@ -155,7 +171,7 @@ async fn pump(client: &Client, incoming: &mut Incoming, pieces: &flume::Sender<P
         let end = data.is_none();
         let piece = data.map_or(Piece::End, Piece::Data);
         // An order that has ended takes no more: its answer is there.
-        if pieces.send_async(piece).await.is_err() || end {
+        if way.pieces.send_async(piece).await.is_err() || end {
             return Ok(());
         }
     }

@@ -1,8 +1,14 @@
 //! Blobs: asked for on every node, uploaded to those that lack them at the pace of the slowest, never held.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use herdgate::sim::{Fault, Harm, Herd};
+use herdgate::sync::{Arc, AtomicU64, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::support::client::{self, Client, request};
 use crate::support::proxy::Proxy;
@@ -109,4 +115,108 @@ async fn a_client_that_leaves_leaves_no_blob() {
         assert!(!has(&herd, at, HELLO).await);
     }
     assert_eq!(upload(&proxy, HELLO, b"hello\n").await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_node_has_is_not_sent_again() {
+    let (_herd, proxy) = fleet("", |_, _| ()).await;
+    assert_eq!(upload(&proxy, HELLO, b"hello\n").await.status, 201);
+    let mut client = Client::connect(proxy.address).await;
+    let head = format!(
+        "POST /api/blobs/{HELLO} HTTP/1.1\r\nHost: x.local\r\nContent-Length: 52428800\r\nExpect: 100-continue\r\n\r\n"
+    );
+    client.send(head.as_bytes()).await;
+    assert_eq!(client.interim().await, "HTTP/1.1 200 OK", "without asking for the body first");
+}
+
+/// A node that has nothing, and takes an upload's body once told to.
+async fn bare_node(listener: TcpListener, mut go_on: Option<oneshot::Receiver<()>>, taken: Arc<AtomicU64>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) => break,
+            }
+        }
+        if head.starts_with(b"POST /api/blobs/") {
+            let (go_on, taken) = (go_on.take(), taken.clone());
+            connections.spawn(async move {
+                if let Some(go_on) = go_on {
+                    go_on.await.unwrap();
+                }
+                take(&mut stream, &taken).await;
+            });
+            continue;
+        }
+        let body = match head.get(..13) {
+            Some(b"GET /api/vers") => r#"{"version":"0.33.0"}"#,
+            _ => r#"{"models":[]}"#,
+        };
+        let status = if head.starts_with(b"HEAD") { "404 Not Found" } else { "200 OK" };
+        let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        answer += if head.starts_with(b"HEAD") { "" } else { body };
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+}
+
+async fn take(stream: &mut TcpStream, taken: &AtomicU64) {
+    let mut buffer = vec![0; 64 * 1024];
+    while taken.load(Ordering::Relaxed) < BIG {
+        let read = stream.read(&mut buffer).await.unwrap();
+        assert_ne!(read, 0, "the body breaks off");
+        taken.fetch_add(read as u64, Ordering::Relaxed);
+    }
+    stream.write_all(b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+}
+
+/// Larger than all the sockets on the way hold together.
+const BIG: u64 = 96 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_slowest_node_sets_the_pace_and_nothing_is_held() {
+    let (mut nodes, mut urls) = (JoinSet::new(), Vec::new());
+    let (release, go_on) = oneshot::channel();
+    let (quick, slow) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    for (go_on, taken) in [(None, &quick), (Some(go_on), &slow)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        urls.push(format!("http://{}", listener.local_addr().unwrap()));
+        nodes.spawn(bare_node(listener, go_on, taken.clone()));
+    }
+    let proxy = Proxy::start(&urls, "").await;
+    let up = || proxy.shared().fleet.load().nodes.iter().all(|node| node.up);
+    proxy.until("both nodes are up", || async { up() }).await;
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut reading, mut writing) = stream.into_split();
+    let head = format!("POST /api/blobs/{HELLO} HTTP/1.1\r\nHost: x.local\r\nContent-Length: {BIG}\r\n\r\n");
+    writing.write_all(head.as_bytes()).await.unwrap();
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = sent.clone();
+    nodes.spawn(async move {
+        let block = vec![7; 256 * 1024];
+        while counted.load(Ordering::Relaxed) < BIG {
+            writing.write_all(&block).await.unwrap();
+            counted.fetch_add(block.len() as u64, Ordering::Relaxed);
+        }
+        std::future::pending::<()>().await;
+    });
+    // Until nothing moves any more: everything on the way is full. (Judged too early, less would have been sent.)
+    let (mut last, mut still) = (0, 0);
+    while still < 40 {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        let now = sent.load(Ordering::Relaxed);
+        still = if now == last && now > 0 { still + 1 } else { 0 };
+        last = now;
+    }
+    assert!(last < BIG / 2, "{last} bytes were taken for a node that takes none");
+    assert!(quick.load(Ordering::Relaxed) < BIG / 2);
+    assert_eq!(slow.load(Ordering::Relaxed), 0);
+    release.send(()).unwrap();
+    let mut answer = vec![0; 12];
+    reading.read_exact(&mut answer).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 201");
+    assert_eq!((quick.load(Ordering::Relaxed), slow.load(Ordering::Relaxed)), (BIG, BIG));
+    nodes.shutdown().await;
 }

@@ -1,7 +1,7 @@
 //! What nodes that are down miss: reported, kept, listed, cancellable, caught up, and never done to another model.
 
 use herdgate::clock::Clock;
-use herdgate::sim::{Herd, ModelSpec};
+use herdgate::sim::{Fault, Harm, Herd, ModelSpec};
 use serde_json::Value;
 
 use crate::support::client::{self, request};
@@ -111,4 +111,16 @@ async fn nothing_is_kept_where_nothing_was_done() {
     }
     assert_eq!(delete(&proxy, r#"{"model":"m"}"#).await.status, 503);
     assert!(listed(&proxy).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_lost_in_the_middle_is_caught_up_too() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    herd.nodes()[1].fault(Fault::new(Harm::Cut { at: 300, reset: true }).for_path("/api/pull").next(1));
+    let lines = well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    let last = lines.last().unwrap();
+    assert_eq!(last["nodes"], serde_json::json!({"done": ["a", "c"], "pending": ["b"]}));
+    assert!(statuses(&lines).iter().any(|line| line.starts_with("failed on b: ")), "{lines:?}");
+    until_known(&proxy, "new", 3).await;
+    until_nothing_is_pending(&proxy).await;
 }

@@ -148,3 +148,20 @@ async fn a_create_is_the_same_everywhere() {
     let model = &snapshot.models["mine:latest"];
     assert!(model.candidates.len() == 3 && !model.conflict);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_the_process_ends_a_pull_in_words() {
+    let (_herd, proxy) =
+        fleet("shutdown: { drain: 100ms }", |_, spec| spec.pull_time = Duration::from_secs(3600)).await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&bytes("/api/pull", r#"{"model":"new"}"#)).await;
+    assert_eq!(client.begin().await.unwrap().status, 200);
+    let (_, last) = tokio::join!(proxy.stop(), async {
+        let mut last = Vec::new();
+        while let Some(chunk) = client.chunk().await {
+            last = chunk;
+        }
+        String::from_utf8(last).unwrap()
+    });
+    assert!(last.contains("\"error\""), "{last}");
+}

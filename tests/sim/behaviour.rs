@@ -375,3 +375,27 @@ fn obeys_the_control_path() {
     assert_eq!(ledger["models"]["m:latest"]["requests"]["busy"], 1);
     assert_eq!(ledger["output_tokens"], 5);
 }
+
+#[test]
+fn a_cut_pull_goes_on_where_it_was() {
+    let registry = vec![ModelSpec::chat("new").size(1000)];
+    let node = start(NodeSpec { registry, pull_time: ms(400), ..NodeSpec::ollama(Vec::new()) });
+    let pull = post("/api/pull", r#"{"model":"new"}"#);
+    let mut stream = send(&node, &pull);
+    let (mut seen, mut buffer) = (String::new(), [0; 1024]);
+    while !seen.contains("\"completed\":") {
+        let read = stream.read(&mut buffer).unwrap();
+        assert_ne!(read, 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    drop(stream);
+    until(&node, |ledger| ledger.ended(Ending::ClientGone) == 1);
+    let answer = exchange(node.address(), &pull);
+    let text = String::from_utf8(Answer::read(&answer).unwrap().payload()).unwrap();
+    let completed: Vec<u64> =
+        text.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["completed"].as_u64()).collect();
+    // Of six steps from nothing the first would be a sixth.
+    assert!(completed[0] > 1000 / 6 && completed.is_sorted(), "{text}");
+    assert!(text.ends_with("{\"status\":\"success\"}\n"), "{text}");
+    assert_eq!(get(&node, "/api/tags")["models"][0]["name"], "new:latest");
+}

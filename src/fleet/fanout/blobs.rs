@@ -81,7 +81,7 @@ fn path(digest: &str) -> String {
 /// `POST /api/blobs/:digest`: to every target that lacks it.
 pub(super) async fn post(desk: &Rc<Desk>, order: Order) {
     let Order { call, nodes, client, .. } = order;
-    let Call::BlobPost { digest, length, pieces } = call else { return };
+    let Call::BlobPost { digest, length, wanted, pieces } = call else { return };
     if !is_digest(&digest) {
         return client.answer(Reply::refusal(&bad_digest()));
     }
@@ -94,6 +94,9 @@ pub(super) async fn post(desk: &Rc<Desk>, order: Order) {
         let has = have(&goals.up, &digest).await;
         let (had, lacks): (Vec<_>, Vec<_>) = goals.up.iter().zip(has).partition(|(_, has)| *has == Some(true));
         let lacks: Vec<&Goal> = lacks.into_iter().map(|(goal, _)| goal).collect();
+        if !lacks.is_empty() {
+            let _ = wanted.send(());
+        }
         let results = upload(&lacks, &digest, length, &pieces).await?;
         let mut outcome =
             Outcome { done: had.iter().map(|(goal, _)| (&*goal.name).into()).collect(), ..Outcome::default() };
