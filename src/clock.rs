@@ -3,8 +3,16 @@
 //! An event's minute is the monotonic time of its end plus the offset, so a step of the system clock moves
 //! minutes at most once a second and never in the middle of a computation. Tests hold a manual clock.
 
+use std::cell::Cell;
+use std::pin::Pin;
+
 use crate::ids::UnixMinute;
 use crate::sync::{Arc, AtomicI64, AtomicU64, Ordering};
+
+thread_local! {
+    /// When the turn of this thread began, in microseconds; see [`Clock::in_turns`].
+    static TURN: Cell<Option<u64>> = const { Cell::new(None) };
+}
 
 /// Milliseconds on the process' monotonic clock; zero is the clock's creation.
 pub type Millis = u64;
@@ -53,22 +61,42 @@ impl Clock {
         }
     }
 
-    /// Monotonic milliseconds now.
+    /// Monotonic milliseconds now, or at the beginning of this turn.
     #[must_use]
     pub fn now(&self) -> Millis {
-        match &self.inner.manual {
-            Some(now) => now.load(Ordering::Relaxed),
-            None => u64::try_from(self.inner.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
-        }
+        self.now_us() / 1000
     }
 
-    /// Monotonic microseconds now (durations of a request).
+    /// Monotonic microseconds now, or at the beginning of this turn (durations of a request).
     #[must_use]
     pub fn now_us(&self) -> u64 {
+        TURN.get().unwrap_or_else(|| self.exact_us())
+    }
+
+    /// Monotonic microseconds now, read anew.
+    #[must_use]
+    pub fn exact_us(&self) -> u64 {
         match &self.inner.manual {
             Some(now) => now.load(Ordering::Relaxed) * 1000,
             None => u64::try_from(self.inner.origin.elapsed().as_micros()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// Polls `future` in turns: all that happens in one poll happens at one time, read once. A request asks for the time
+    /// some twenty times, and a poll takes microseconds.
+    pub async fn in_turns<T>(&self, mut future: Pin<&mut impl Future<Output = T>>) -> T {
+        struct Turn;
+        impl Drop for Turn {
+            fn drop(&mut self) {
+                TURN.set(None);
+            }
+        }
+        std::future::poll_fn(|cx| {
+            TURN.set(Some(self.exact_us()));
+            let _turn = Turn;
+            future.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// Unix milliseconds now, by the offset last read.

@@ -1,117 +1,119 @@
-//! One client connection: hyper's service, the checks before any route, graceful close.
+//! One client connection: the front that serves it, what comes before and after a request's handler.
 //!
-//! Called by worker for each accepted socket. Everything here runs on the worker's thread; when the client leaves,
-//! hyper drops the service's future, and whatever it held gives itself back on drop (see `proxy`).
-//! Must never wait for anything but the client's own bytes.
+//! Called by worker for each accepted socket. [`own`] serves HTTP/1.1 without an allocation of its own; what it leaves to
+//! hyper ([`general`]) stays there for the rest of the connection. Both ask [`checks`] first and [`perform`] then.
+//! Everything here runs on the worker's thread; when the client leaves, the handler's future is dropped, and whatever it
+//! held gives itself back (see `proxy`). Must never wait for anything but the client's own bytes.
 //!
 //! # Deviations
 //!
-//! Answers that are not those of Ollama's own server (Go), on purpose or because hyper gives them before anything of
-//! ours runs. `tests/proxy/bad_input.rs` holds each; all but the bounds end with a front of our own.
+//! Answers that are not those of Ollama's own server (Go), on purpose. `tests/proxy/bad_input.rs` holds each.
 //!
 //! - Bounds, where Ollama has none: a body over `limits.max_body` is 413, a head over `limits.head` 431 (Go: 1 MiB), a
-//!   slow body 408; a slow head or an idle connection is closed without a word (hyper cannot be told to word it).
-//! - More than 100 headers: 431. hyper's parser has a fixed table.
-//! - Heads that cannot be parsed: 400 without type and text, where Go says `400 Bad Request` (hyper's own answer). So it
-//!   is for two different lengths, and for a transfer coding other than chunked (Go: 501).
-//! - Characters that no URI may hold (`<`, `>`, `"`, a backslash, `^`) unescaped in the target: 400 (the `http` crate's parser).
-//! - A chunked body that breaks: 400 in the dialect of the route, with our text and a close (its cause is hyper's).
+//!   slow body 408; a slow head or an idle connection is closed without a word.
+//! - More than 128 header lines: 431.
+//! - A chunked body that breaks: 400 in the dialect of the route, with our text and a close.
 //! - A panic: 500 with a text in the dialect and a close (Go: an empty 500). A client should see why.
-//! - A client that closes its sending side is gone, on cheap routes too, unless its answer was out before: hyper cannot
-//!   tell the two ways of closing apart, and on the routes that matter Ollama takes it so as well.
-//! - A client that has sent more than its request (pipelining) and then leaves is noticed at the next write only.
+//! - A client that closes its sending side before its answer began is gone, as Ollama takes it on the routes that matter.
+//! - HTTP/1.0 and targets in absolute form are served by hyper, whose answers to malformed requests have no text.
 
 mod administration;
 pub mod auth;
+mod checks;
 pub mod cors;
+mod general;
 pub mod io;
 mod listing;
 mod monitor;
+mod own;
 pub mod routes;
 
-use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::header::{EXPECT, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use http::{Response, StatusCode};
 use tokio::net::TcpStream;
 
 use crate::dialect::Family;
-use crate::front::auth::Access;
-use crate::front::io::ClientIo;
-use crate::front::routes::Handler;
-use crate::ids::KeyId;
+use crate::front::checks::{Admitted, Asking, Work};
 use crate::proxy::answer::{self, OutBody};
+use crate::proxy::body::BodySource;
 use crate::proxy::local::{Client, Local};
 use crate::shared::Phase;
-use crate::usage::Rejection;
 use crate::usage::meters::Tally;
 
 /// Serves a connection until either side closes it.
 pub async fn serve(local: Rc<Local>, stream: TcpStream, reserved: bool) {
     let watch = local.watches.add(local.times.client_stall);
-    let client = Rc::new(Client { local: local.clone(), watch: watch.clone(), reserved });
+    let client = Rc::new(Client { local, watch, reserved });
     client.idle();
-    let io = ClientIo::new(stream, watch, local.clock.clone(), local.times.request_head);
-    let limits = &local.shared.config.limits;
-    let service = service_fn(move |request| {
-        let client = client.clone();
-        async move { Ok::<_, Infallible>(answer(client, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .half_close(false)
-        .writev(false)
-        .title_case_headers(true)
-        .header_read_timeout(None)
-        .max_header_size(limits.head_bytes)
-        .max_buf_size(limits.unsent_bytes.max(limits.head_bytes))
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    let mut leaving = false;
-    let served = std::future::poll_fn(|cx| {
-        if !leaving && local.shared.phase() >= Phase::Draining {
-            leaving = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx)
-    });
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "client connection ended");
+    if let Some((stream, read)) = own::serve(&client, stream).await {
+        // In a box: hyper's state is large, and most connections never need it.
+        Box::pin(general::serve(client, stream, read)).await;
     }
 }
 
-/// One request, panics included: a panic costs this request alone.
-async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutBody> {
+/// The answer to a request that was admitted, panics included: a panic costs this request alone.
+async fn perform(
+    client: &Rc<Client>,
+    admitted: &Admitted,
+    asking: &Asking<'_>,
+    source: &mut dyn BodySource,
+) -> Response<OutBody> {
     client.watch.disarm();
-    let family = family_of(request.uri().path());
-    let mut response = match caught(checked(&client, request)).await {
+    let mut response = match caught(pin!(handled(client, admitted, asking, source))).await {
         Some(response) => response,
-        None => {
-            tracing::error!("a handler panicked; its request is answered with 500");
-            client.local.tally(Tally::Panics);
-            let mut response =
-                answer::family_error(family, StatusCode::INTERNAL_SERVER_ERROR, "internal error in the gate");
-            answer::close(&mut response);
-            response
-        }
+        None => panicked(client, asking.path),
     };
+    cors::label(&admitted.verdict, response.headers_mut());
+    finish(client, &mut response);
+    response
+}
+
+/// What every answer goes through last, whoever gave it.
+fn finish(client: &Client, response: &mut Response<OutBody>) {
     if !matches!(response.body(), OutBody::Stream(_) | OutBody::Other(_)) {
         client.idle();
     }
     if client.local.shared.phase() >= Phase::Leaving {
-        answer::close(&mut response);
+        answer::close(response);
     }
+}
+
+fn panicked(client: &Client, path: &str) -> Response<OutBody> {
+    tracing::error!("a handler panicked; its request is answered with 500");
+    client.local.tally(Tally::Panics);
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    let mut response = answer::family_error(family_of(path), status, "internal error in the gate");
+    answer::close(&mut response);
     response
 }
 
+async fn handled(
+    client: &Rc<Client>,
+    admitted: &Admitted,
+    asking: &Asking<'_>,
+    source: &mut dyn BodySource,
+) -> Response<OutBody> {
+    let key = admitted.key;
+    let inbound = || asking.inbound(&client.local);
+    match admitted.work {
+        Work::Proxy(route) => crate::proxy::handle(client, route, inbound(), source, key).await,
+        Work::Identity => crate::proxy::identity(client, inbound(), source, key).await,
+        Work::AnyNode => crate::proxy::any_node(client, inbound(), source, key).await,
+        Work::Admin(route) => bare(asking, monitor::answer(client, route, asking, source, key).await),
+        Work::Administration => bare(asking, administration::answer(client, asking, source, key).await),
+    }
+}
+
+/// A HEAD gets no body.
+fn bare(asking: &Asking<'_>, response: Response<OutBody>) -> Response<OutBody> {
+    if asking.is_head() { answer::without_body(response) } else { response }
+}
+
 /// What a future comes to; `None` if it panics. What it held was given back while it unwound.
-async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
+async fn caught<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     std::future::poll_fn(|cx| {
         let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
         match poll {
@@ -132,173 +134,6 @@ fn family_of(path: &str) -> Family {
     } else {
         Family::Ollama
     }
-}
-
-/// The checks that come before any route, in Ollama's order: framing, Host, Origin; then ours: phase, key.
-async fn checked(client: &Rc<Client>, request: Request<Incoming>) -> Response<OutBody> {
-    if let Some(refusal) = malformed(&request) {
-        return refusal;
-    }
-    let config = client.local.shared.config.clone();
-    let uri = request.uri().clone();
-    let path = &*routes::decoded(uri.path());
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let own = own_route(path);
-    if path == "*" && request.method() == Method::OPTIONS {
-        // Go answers it before anything else looks at it.
-        return answer::empty(StatusCode::OK);
-    }
-    let loopback = client.local.shared.listen.ip().is_loopback();
-    if loopback && !cors::host_is_local(host, &client.local.shared.host_name, &config.allowed_hosts) {
-        client.local.refused_host(host);
-        return answer::empty(StatusCode::FORBIDDEN);
-    }
-    let verdict = cors::judge(request.headers(), &config.origins);
-    if verdict == cors::Verdict::Refused {
-        client.local.refused_origin();
-        return answer::empty(StatusCode::FORBIDDEN);
-    }
-    if request.method() == Method::OPTIONS {
-        return options(&verdict, path, loopback && cors::host_is_local_name(host));
-    }
-    if !own && (client.reserved || client.local.shared.phase() >= Phase::Draining) {
-        return busy(client, path);
-    }
-    let handler = routes::route(request.method(), path);
-    let keyless = matches!(handler, Handler::Root) || matches!(handler, Handler::Admin(route) if route.is_keyless());
-    let key = match auth::check(&config.router_keys, request.headers(), request.uri().query()) {
-        Access::Granted(key) => key,
-        _ if keyless => KeyId::NONE,
-        refused => return refuse_key(client, handler, path, refused),
-    };
-    let mut response = dispatch(client, request, key).await;
-    cors::label(&verdict, response.headers_mut());
-    response
-}
-
-/// Routes of our own, which are served while everything else is refused.
-fn own_route(path: &str) -> bool {
-    path.starts_with("/herdgate/") || path == "/health" || path == "/metrics"
-}
-
-/// What hyper lets pass and Go does not.
-fn malformed(request: &Request<Incoming>) -> Option<Response<OutBody>> {
-    let headers = request.headers();
-    let hosts = headers.get_all(HOST).iter().count();
-    let bad = |text: &'static str| {
-        let mut response = answer::whole(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", text);
-        answer::close(&mut response);
-        Some(response)
-    };
-    if request.version() == Version::HTTP_11 && hosts == 0 && request.uri().authority().is_none() {
-        return bad("400 Bad Request: missing required Host header");
-    }
-    if hosts > 1 {
-        return bad("400 Bad Request: too many Host headers");
-    }
-    let expects = headers.get(EXPECT);
-    if expects.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        let mut response = answer::empty(StatusCode::EXPECTATION_FAILED);
-        answer::close(&mut response);
-        return Some(response);
-    }
-    None
-}
-
-fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<OutBody> {
-    let allow = routes::allowed(path);
-    let set_allow = |response: &mut Response<OutBody>| {
-        if let Some(allow) = allow {
-            response.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(allow));
-        }
-    };
-    let cors::Verdict::Allowed { allow_origin, vary } = verdict else {
-        let mut response = match allow {
-            None => answer::not_found(),
-            Some(_) if local_name => answer::empty(StatusCode::NO_CONTENT),
-            Some(allow) => answer::method_not_allowed(allow),
-        };
-        set_allow(&mut response);
-        return response;
-    };
-    let mut response = answer::empty(StatusCode::NO_CONTENT);
-    set_allow(&mut response);
-    let headers = response.headers_mut();
-    headers.insert("access-control-allow-headers", HeaderValue::from_static(cors::ALLOW_HEADERS));
-    headers.insert("access-control-allow-methods", HeaderValue::from_static("GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"));
-    headers.insert("access-control-allow-origin", allow_origin.clone());
-    headers.insert("access-control-max-age", HeaderValue::from_static("43200"));
-    if *vary {
-        for value in ["Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers"] {
-            headers.append("vary", HeaderValue::from_static(value));
-        }
-    }
-    response
-}
-
-/// The process is draining, or the last places are kept for our own routes.
-fn busy(client: &Client, path: &str) -> Response<OutBody> {
-    let draining = client.local.shared.phase() >= Phase::Draining;
-    client.local.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
-    let text = if draining { "the gate is shutting down" } else { "the gate has no free connection" };
-    let body = crate::dialect::error(family_of(path), 503, text);
-    let mut response = answer::error(StatusCode::SERVICE_UNAVAILABLE, body, Some(5));
-    answer::close(&mut response);
-    response
-}
-
-/// 401 for a missing key, 403 for a wrong one: in the ancestor's form on its monitoring routes, else in the dialect.
-fn refuse_key(client: &Client, handler: Handler<'_>, path: &str, access: Access) -> Response<OutBody> {
-    let (status, text) = match access {
-        Access::Missing => (StatusCode::UNAUTHORIZED, "Missing NOMYO Router API key"),
-        _ => (StatusCode::FORBIDDEN, "Invalid NOMYO Router API key"),
-    };
-    if matches!(handler, Handler::Proxy(_)) {
-        client.local.reject(Rejection::Forbidden);
-    }
-    if matches!(handler, Handler::Admin(route) if route.is_ancestors()) {
-        return answer::whole(status, "application/json", format!("{{\"detail\":\"{text}\"}}"));
-    }
-    let text = if access == Access::Missing { "missing router key" } else { "invalid router key" };
-    answer::family_error(family_of(path), status, text)
-}
-
-async fn dispatch(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
-    let head = request.method() == Method::HEAD;
-    // Shares hyper's bytes: no copy.
-    let uri = request.uri().clone();
-    let path = &*routes::decoded(uri.path());
-    let handler = routes::route(request.method(), path);
-    let response = match handler {
-        Handler::Proxy(route) => return crate::proxy::handle(client, route, request, key).await,
-        Handler::Identity => return crate::proxy::identity(client, request, key).await,
-        Handler::AnyNode => return crate::proxy::any_node(client, request, key).await,
-        Handler::Admin(route) => monitor::answer(client, route, request, key).await,
-        Handler::Administration => administration::answer(client, request, key).await,
-        Handler::NotFound => answer::not_found(),
-        Handler::MethodNotAllowed(allow) => answer::method_not_allowed(allow),
-        Handler::Redirect => {
-            let (status, clean) = routes::redirect(request.method(), path);
-            answer::redirect(request.method(), status, &clean, request.uri().query())
-        }
-        handler => listing::answer(client, handler),
-    };
-    if head { without_body(response) } else { response }
-}
-
-/// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.
-fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
-    const GO_BUFFERS: usize = 2048;
-    let length = match response.body() {
-        OutBody::Whole(Some(bytes)) => Some(bytes.len()).filter(|length| *length <= GO_BUFFERS),
-        OutBody::Whole(None) => Some(0),
-        _ => None,
-    };
-    if let Some(length) = length {
-        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    *response.body_mut() = OutBody::empty();
-    response
 }
 
 #[cfg(test)]
@@ -329,8 +164,8 @@ mod tests {
             tokio::task::yield_now().await;
             panic!("as a handler with a bug would");
         };
-        assert_eq!(caught(panics).await, None::<()>);
+        assert_eq!(caught(pin!(panics)).await, None::<()>);
         assert_eq!(cell.view().in_flight, 0);
-        assert_eq!(caught(async { 7 }).await, Some(7));
+        assert_eq!(caught(pin!(async { 7 })).await, Some(7));
     }
 }

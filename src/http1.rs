@@ -1,7 +1,8 @@
-//! HTTP/1.1 towards nodes, without I/O: requests are written into a buffer, responses are read from byte slices.
+//! HTTP/1.1 without I/O, both sides of it: heads are written into buffers and read from byte slices.
 //!
-//! Called by the proxy's upstream client and by the poller; both own their sockets and feed what they read. The decoder
-//! takes any split of the bytes and borrows its payload from the caller's buffer. Must never read, write, wait, know a
+//! Called by front for what clients send, by the proxy's upstream client and by the poller for what nodes answer; each
+//! owns its sockets and feeds what it read. The decoders
+//! take any split of the bytes and borrows its payload from the caller's buffer. Must never read, write, wait, know a
 //! clock or a node, or panic on any input.
 //!
 //! Strictness: what decides where a message ends is taken literally or refused ([`DecodeError`]), since a connection
@@ -11,13 +12,20 @@ mod chunked;
 mod decode;
 mod encode;
 mod head;
+mod lines;
+mod request;
+mod says;
 #[cfg(test)]
 mod tests;
 
-pub use decode::ResponseDecoder;
+pub use chunked::Chunks;
+pub use decode::{ResponseDecoder, head_end};
 pub use encode::{RequestHead, encode_request};
+pub use lines::{Lines, push_decimal};
+pub use request::{BodyDecoder, BodyFraming, InboundHead, LineRoom, Refused, line_room, parse_request};
+pub(crate) use says::tokens;
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 /// The head of a final (not 1xx) response.
 #[derive(Debug)]
@@ -25,7 +33,7 @@ pub struct ResponseHead {
     /// Status code, 200 to 999.
     pub status: StatusCode,
     /// Every header line in order, hop-by-hop headers included.
-    pub headers: HeaderMap,
+    pub lines: Lines,
     /// Where the body ends.
     pub framing: Framing,
     /// The node will close, or the framing is such that the connection must not be used again.
@@ -62,7 +70,7 @@ pub enum Item<'a> {
     /// All input was taken and the message goes on.
     More,
     /// The final head; interim ones (1xx) are skipped.
-    Head(Box<ResponseHead>),
+    Head(ResponseHead),
     /// Payload, never empty: the last bytes of what this call consumed.
     Data(&'a [u8]),
     /// The message is complete. Input beyond it is not consumed.

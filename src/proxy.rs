@@ -8,6 +8,7 @@ pub mod answer;
 pub mod asked;
 mod attempts;
 pub mod body;
+pub mod buffers;
 mod dial;
 mod failure;
 pub mod headers;
@@ -19,8 +20,10 @@ pub mod plan;
 pub mod pool;
 mod reserve;
 pub mod scan;
+pub mod spares;
 pub mod stream;
 pub mod tail;
+pub mod text;
 pub mod ticket;
 mod unload;
 pub mod upstream;
@@ -30,8 +33,7 @@ mod word;
 
 use std::rc::Rc;
 
-use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{Response, StatusCode};
 
 use crate::clock::Millis;
 use crate::config::NodeKind;
@@ -40,7 +42,8 @@ use crate::error::ProxyError;
 use crate::fleet::NodeView;
 use crate::ids::KeyId;
 use crate::proxy::answer::OutBody;
-use crate::proxy::asked::Asked;
+use crate::proxy::asked::{Asked, Inbound};
+use crate::proxy::body::BodySource;
 use crate::proxy::local::Client;
 use crate::proxy::plan::{Drawn, Plan};
 use crate::proxy::tail::TailReport;
@@ -48,20 +51,32 @@ use crate::proxy::ticket::Ticket;
 use crate::usage::{Ending, Rejection};
 
 /// Answers an inference or pass-through request.
-pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+pub async fn handle(
+    client: &Rc<Client>,
+    route: Route,
+    inbound: Inbound<'_>,
+    source: &mut dyn BodySource,
+    key: KeyId,
+) -> Response<OutBody> {
     let ticket = Ticket::draw(&client.local, key, route);
-    let (head, incoming) = request.into_parts();
-    let gathered = match body::gather(client, &head.headers, incoming).await {
+    let gathered = match body::gather(client, inbound.known.announced(), source).await {
         Ok(gathered) => gathered,
         Err(error) => return refuse(client, ticket, route, &error),
     };
-    let asked = Asked::read(route, &head, gathered.bytes.clone());
+    let asked = Asked::read(route, inbound, gathered.bytes.clone());
+    let response = answer(client, ticket, &asked, key).await;
+    client.local.upstreams.reclaim(asked.lines.into_buffer());
+    response
+}
+
+async fn answer(client: &Rc<Client>, ticket: Ticket, asked: &Asked, key: KeyId) -> Response<OutBody> {
+    let route = asked.route;
     if matches!(route, Route::OtherApi | Route::OtherV1) && asked.model_name().is_empty() {
         // Not a route of Ollama's, and nothing says where it should go.
         ticket.withdraw();
         return answer::not_found();
     }
-    let plan = match plan(client, &asked).await {
+    let plan = match plan(client, asked).await {
         Ok(plan) => plan,
         Err(error) => return refuse(client, ticket, route, &error),
     };
@@ -70,12 +85,12 @@ pub async fn handle(client: &Rc<Client>, route: Route, request: Request<Incoming
             let shared = &client.local.shared;
             let loopback = shared.listen.ip().is_loopback();
             if shared.config.administration.admits(loopback, key) {
-                unload::everywhere(client, ticket, &asked, model).await
+                unload::everywhere(client, ticket, asked, model.as_str()).await
             } else {
                 Err((ticket, ProxyError::AdministrationClosed))
             }
         }
-        plan => attempts::run(client, ticket, &asked, plan).await,
+        plan => attempts::run(client, ticket, asked, plan).await,
     };
     match done {
         Ok(response) => response,
@@ -89,7 +104,7 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
         Drawn::Plan(plan) => return nobody_to_ask(client, asked, plan),
         Drawn::Unknown(key) => key,
     };
-    client.local.reports.miss(&key).await;
+    client.local.reports.miss(key.as_str()).await;
     client.local.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
         Drawn::Plan(plan) => Ok(plan),
         Drawn::Unknown(_) => Err(plan::unknown(snapshot, asked.route, asked.model_name())),
@@ -113,27 +128,42 @@ fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, Pro
 }
 
 /// A request for the node whose account and cloud access stand for the fleet's.
-pub async fn identity(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
-    pass(client, request, key, &Plan::Cloud).await
+pub async fn identity(
+    client: &Rc<Client>,
+    inbound: Inbound<'_>,
+    source: &mut dyn BodySource,
+    key: KeyId,
+) -> Response<OutBody> {
+    pass(client, inbound, source, key, &Plan::Cloud).await
 }
 
 /// A request that any healthy node can answer.
-pub async fn any_node(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
-    pass(client, request, key, &Plan::Anywhere).await
+pub async fn any_node(
+    client: &Rc<Client>,
+    inbound: Inbound<'_>,
+    source: &mut dyn BodySource,
+    key: KeyId,
+) -> Response<OutBody> {
+    pass(client, inbound, source, key, &Plan::Anywhere).await
 }
 
-async fn pass(client: &Rc<Client>, request: Request<Incoming>, key: KeyId, plan: &Plan) -> Response<OutBody> {
+async fn pass(
+    client: &Rc<Client>,
+    inbound: Inbound<'_>,
+    source: &mut dyn BodySource,
+    key: KeyId,
+    plan: &Plan,
+) -> Response<OutBody> {
     let route = Route::OtherApi;
     let ticket = Ticket::draw(&client.local, key, route);
     if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.cloud)) {
         return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
     }
-    let (head, incoming) = request.into_parts();
-    let gathered = match body::gather(client, &head.headers, incoming).await {
+    let gathered = match body::gather(client, inbound.known.announced(), source).await {
         Ok(gathered) => gathered,
         Err(error) => return refuse(client, ticket, route, &error),
     };
-    let asked = Asked::read(route, &head, gathered.bytes.clone());
+    let asked = Asked::read(route, inbound, gathered.bytes.clone());
     match attempts::run(client, ticket, &asked, plan).await {
         Ok(response) => response,
         Err((ticket, error)) => refuse(client, ticket, route, &error),

@@ -38,7 +38,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("shared", &["access", "fleet", "slots", "usage", "live"]),
     ("admin", &["shared", "fleet", "slots", "usage", "live", "dialect"]),
     ("proxy", &["shared", "access", "routing", "fleet", "slots", "usage", "http1", "dialect", "error"]),
-    ("front", &["proxy", "admin", "live", "shared", "routing", "fleet", "slots", "usage", "dialect", "error"]),
+    ("front", &["proxy", "http1", "admin", "live", "shared", "routing", "fleet", "slots", "usage", "dialect", "error"]),
     ("worker", &["front", "proxy", "shared", "routing", "fleet", "slots", "usage", "error"]),
     (
         "control",

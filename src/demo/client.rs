@@ -3,11 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::http1::{Item, RequestHead, ResponseDecoder, encode_request};
+use crate::http1::{Item, Lines, RequestHead, ResponseDecoder, encode_request};
 
 /// Heads larger than this are none of ours.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -66,14 +66,15 @@ pub(super) async fn ask(address: SocketAddr, ask: &Ask) -> io::Result<Seen> {
 }
 
 fn encoded(address: SocketAddr, ask: &Ask) -> Vec<u8> {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut lines = Lines::default();
+    lines.push(b"content-type", b"application/json");
     let mut request = Vec::new();
     let head = RequestHead {
         method: &Method::POST,
         target: ask.path,
+        base_path: "",
         host: &address.to_string(),
-        headers: &headers,
+        lines: &lines,
         bearer: None,
         content_length: Some(ask.body.len() as u64),
     };

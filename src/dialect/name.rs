@@ -89,9 +89,56 @@ pub fn parse_plain(sent: &str) -> Result<Name<'_>, NameError> {
 /// valid name (an OpenAI-compatible node may call its model anything) is its own key, trimmed and in lower case.
 #[must_use]
 pub fn key(sent: &str) -> Box<str> {
-    match parse(sent) {
-        Ok(name) => name.key().into_boxed_str(),
-        Err(_) => sent.trim().to_lowercase().into_boxed_str(),
+    Key::of(sent).as_str().into()
+}
+
+/// Longest key kept in place. Ollama's own names have up to 30 bytes, those of Hugging Face up to 90.
+const KEY_BYTES_IN_PLACE: usize = 102;
+
+/// A routing key (see [`key`]) that lies on the stack unless its name is unusually long.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(Room);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Room {
+    InPlace { bytes: [u8; KEY_BYTES_IN_PLACE], length: u8 },
+    Boxed(Box<str>),
+}
+
+impl Key {
+    /// The key of a name as sent.
+    #[must_use]
+    pub fn of(sent: &str) -> Self {
+        match parse(sent) {
+            Ok(name) if name.display_bytes() + CLOUD_MARK.len() <= KEY_BYTES_IN_PLACE => {
+                let (mut bytes, mut length) = ([0; KEY_BYTES_IN_PLACE], 0);
+                let parts = name.displayed().into_iter().flatten();
+                for part in parts.chain((name.source == Source::Cloud).then_some(CLOUD_MARK)) {
+                    bytes[length..length + part.len()].copy_from_slice(part.as_bytes());
+                    length += part.len();
+                }
+                bytes.make_ascii_lowercase();
+                Self(Room::InPlace { bytes, length: u8::try_from(length).unwrap_or(0) })
+            }
+            Ok(name) => Self(Room::Boxed(name.key().into_boxed_str())),
+            Err(_) => Self(Room::Boxed(sent.trim().to_lowercase().into_boxed_str())),
+        }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match &self.0 {
+            // Copied from text, whole parts of it.
+            Room::InPlace { bytes, length } => std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default(),
+            Room::Boxed(key) => key,
+        }
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
@@ -130,14 +177,14 @@ impl Name<'_> {
     }
 
     fn write_display(&self, out: &mut String) {
+        self.displayed().into_iter().flatten().for_each(|part| out.push_str(part));
+    }
+
+    /// The pieces of the display form.
+    fn displayed(&self) -> [Option<&str>; 7] {
         let (host, namespace) = self.shown();
-        for part in [host, namespace].into_iter().flatten() {
-            out.push_str(part);
-            out.push('/');
-        }
-        out.push_str(self.model);
-        out.push(':');
-        out.push_str(self.tag);
+        let slash = |part: Option<&str>| part.map(|_| "/");
+        [host, slash(host), namespace, slash(namespace), Some(self.model), Some(":"), Some(self.tag)]
     }
 
     fn is_valid(&self) -> bool {
@@ -322,5 +369,10 @@ mod tests {
         assert_ne!(key("gpt-oss:120b-cloud"), key("gpt-oss:120b"));
         assert_eq!(&*key("/models/Qwen2.gguf"), "/models/qwen2.gguf");
         assert_eq!(&*key("A B"), "a b");
+        let long = format!("hf.co/{}/{}:q4", "a".repeat(70), "B".repeat(70));
+        for name in ["M", "gpt-oss:120b-cloud", "/models/Q.gguf", "A B", "", &long] {
+            assert_eq!(Key::of(name).as_str(), &*key(name), "{name}");
+        }
+        assert_eq!(Key::of(&long).as_str(), long.to_lowercase());
     }
 }

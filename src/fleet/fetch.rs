@@ -9,13 +9,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::fleet::Target;
-use crate::http1::{DecodeError, Item, KeepAlive, RequestHead, ResponseDecoder, ResponseHead, encode_request};
+use crate::http1::{DecodeError, Item, KeepAlive, Lines, RequestHead, ResponseDecoder, ResponseHead, encode_request};
 use crate::sync::Arc;
 
 /// The largest answer taken. 16 MiB hold the tags of some 30,000 models; a show with its tensors is about 1 MiB.
@@ -51,8 +51,8 @@ pub struct Ask {
 pub struct Answer {
     /// Status.
     pub status: StatusCode,
-    /// Headers.
-    pub headers: HeaderMap,
+    /// Its header lines.
+    pub lines: Lines,
     /// The whole body.
     pub body: Bytes,
 }
@@ -134,20 +134,21 @@ impl Client {
     }
 
     fn encode(&self, ask: &Ask) -> Vec<u8> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("herdgate/", env!("CARGO_PKG_VERSION"))));
+        let mut lines = Lines::default();
+        lines.push(b"accept", b"application/json");
+        lines.push(b"user-agent", concat!("herdgate/", env!("CARGO_PKG_VERSION")).as_bytes());
         if ask.body.is_some() {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            lines.push(b"content-type", b"application/json");
         }
         let mut request = Vec::new();
         encode_request(
             &mut request,
             &RequestHead {
                 method: if ask.body.is_some() { &Method::POST } else { &Method::GET },
-                target: &format!("{}{}", self.target.base_path, ask.path),
+                target: ask.path,
+                base_path: &self.target.base_path,
                 host: &self.target.host,
-                headers: &headers,
+                lines: &lines,
                 bearer: self.target.api_key.as_ref().map(|key| key.0.as_str()),
                 content_length: ask.body.as_ref().map(|body| body.len() as u64),
             },
@@ -171,7 +172,7 @@ impl Client {
         stream.write_all(request).await.map_err(FetchError::Lost)?;
         let mut decoder = ResponseDecoder::new(false, HEAD_BYTES_MAX);
         let mut buffer = vec![0; 16 * 1024];
-        let mut head: Option<Box<ResponseHead>> = None;
+        let mut head: Option<ResponseHead> = None;
         let mut body = Vec::new();
         loop {
             let read = match stream.read(&mut buffer).await {
@@ -191,7 +192,7 @@ impl Client {
             if !head.close && left == 0 && read > 0 {
                 self.put_idle(stream, head.keep_alive);
             }
-            return Ok(Answer { status: head.status, headers: head.headers, body: body.into() });
+            return Ok(Answer { status: head.status, lines: head.lines, body: body.into() });
         }
     }
 
@@ -248,7 +249,7 @@ pub(super) async fn dial(target: &Target) -> Result<TcpStream, FetchError> {
 fn collect(
     decoder: &mut ResponseDecoder,
     mut input: &[u8],
-    head: &mut Option<Box<ResponseHead>>,
+    head: &mut Option<ResponseHead>,
     body: &mut Vec<u8>,
 ) -> Result<Option<usize>, FetchError> {
     loop {

@@ -8,19 +8,21 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use crate::dialect::{self, Family};
 use crate::error::ProxyError;
 use crate::fleet::fanout::ask::Verb;
 use crate::fleet::fanout::{self, Call, Order, PIECES_MAX, Piece, Placed, Reply};
+use crate::front::checks::Asking;
 use crate::front::routes;
 use crate::ids::KeyId;
 use crate::proxy::answer::{self, BodyError, OutBody};
-use crate::proxy::body;
+use crate::proxy::body::{self, BodySource};
+use crate::proxy::headers::Known;
 use crate::proxy::local::Client;
 use crate::shared::Phase;
 
@@ -28,28 +30,33 @@ use crate::shared::Phase;
 const UNREAD_MAX: usize = 256 * 1024;
 
 /// Answers a request for administration.
-pub(super) async fn answer(client: &Rc<Client>, request: Request<Incoming>, key: KeyId) -> Response<OutBody> {
+pub(super) async fn answer(
+    client: &Rc<Client>,
+    asking: &Asking<'_>,
+    source: &mut dyn BodySource,
+    key: KeyId,
+) -> Response<OutBody> {
     let shared = &client.local.shared;
-    let (head, incoming) = request.into_parts();
-    let lists = head.method == Method::GET;
+    let known = &asking.known;
+    let lists = asking.method == Method::GET;
     if !lists && !shared.config.administration.admits(shared.listen.ip().is_loopback(), key) {
         let text = "model administration needs a router key here (administration)";
         return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
     }
-    let path = routes::decoded(head.uri.path());
-    let nodes = head.headers.get("x-herdgate-nodes").map(|value| String::from_utf8_lossy(value.as_bytes()).into());
+    let path = routes::decoded(asking.path);
+    let nodes = known.nodes.map(|value| String::from_utf8_lossy(value).into());
     let (waiting, placed) = fanout::waiting();
     let order = |call, body| Order { call, nodes, body, client: waiting };
     if let Some(digest) = path.strip_prefix("/api/blobs/") {
-        if head.method == Method::HEAD {
+        if asking.is_head() {
             return place(client, order(Call::BlobHead(digest.into()), Bytes::new()), placed).await;
         }
         let (pieces, arriving) = flume::bounded(PIECES_MAX);
         let (wanted, go_on) = oneshot::channel();
-        let call = Call::BlobPost { digest: digest.into(), length: length(&head.headers), wanted, pieces: arriving };
-        let expects = head.headers.contains_key(http::header::EXPECT);
+        let call = Call::BlobPost { digest: digest.into(), length: length(known), wanted, pieces: arriving };
+        let expects = known.expect.is_some();
         let way = Way { expects, go_on, pieces };
-        return upload(client, order(call, Bytes::new()), placed, incoming, way).await;
+        return upload(client, order(call, Bytes::new()), placed, source, way).await;
     }
     let call = match (verb(&path), path.strip_prefix("/herdgate/pending")) {
         (Some(verb), _) => Call::Models(verb),
@@ -60,7 +67,7 @@ pub(super) async fn answer(client: &Rc<Client>, request: Request<Incoming>, key:
         },
         (None, None) => return answer::not_found(),
     };
-    match body::gather(client, &head.headers, incoming).await {
+    match body::gather(client, known.announced(), source).await {
         Ok(gathered) => place(client, order(call, gathered.bytes.clone()), placed).await,
         Err(error) => refused(&error),
     }
@@ -71,12 +78,11 @@ fn verb(path: &str) -> Option<Verb> {
 }
 
 /// The announced length, unless the body comes in chunks (which win).
-fn length(headers: &HeaderMap) -> Option<u64> {
-    if headers.contains_key(http::header::TRANSFER_ENCODING) {
+fn length(known: &Known<'_>) -> Option<u64> {
+    if known.transfer_encoding.is_some() {
         return None;
     }
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    announced.map_or(Some(0), |value| value.parse().ok())
+    known.content_length.map_or(Some(0), |_| known.announced())
 }
 
 fn refused(error: &ProxyError) -> Response<OutBody> {
@@ -129,7 +135,7 @@ async fn upload(
     client: &Rc<Client>,
     order: Order,
     placed: Placed,
-    mut incoming: Incoming,
+    source: &mut dyn BodySource,
     way: Way,
 ) -> Response<OutBody> {
     let Placed { mut reply, present } = placed;
@@ -140,7 +146,7 @@ async fn upload(
     let sent = tokio::select! {
         biased;
         early = wait(client, &mut reply) => Some(early),
-        sent = pump(client, &mut incoming, way) => match sent {
+        sent = pump(client, source, way) => match sent {
             Ok(()) => None,
             Err(error) => return refused(&error),
         },
@@ -150,7 +156,7 @@ async fn upload(
         None => wait(client, &mut reply).await,
     };
     client.watch.disarm();
-    let whole = incoming.is_end_stream() || (!expects && skip(client, &mut incoming).await);
+    let whole = source.is_end() || (!expects && skip(client, source).await);
     let mut response = reply.map_or_else(ended, |reply| answered(client, reply, present));
     if !whole {
         answer::close(&mut response);
@@ -159,13 +165,13 @@ async fn upload(
 }
 
 /// Every piece into the channel; it is bounded, so the client is read no faster than the slowest node takes it.
-async fn pump(client: &Client, incoming: &mut Incoming, way: Way) -> Result<(), ProxyError> {
+async fn pump(client: &Client, source: &mut dyn BodySource, way: Way) -> Result<(), ProxyError> {
     if way.go_on.await.is_err() {
         return Ok(());
     }
     loop {
         body::arm_idle(client);
-        let data = body::next(client, incoming).await?;
+        let data = body::next(client, source).await?;
         // What the nodes need for it is no fault of the client.
         client.watch.disarm();
         let end = data.is_none();
@@ -178,10 +184,10 @@ async fn pump(client: &Client, incoming: &mut Incoming, way: Way) -> Result<(), 
 }
 
 /// Reads what Go would of a body that nobody wants; whether that was all.
-async fn skip(client: &Client, incoming: &mut Incoming) -> bool {
+async fn skip(client: &Client, source: &mut dyn BodySource) -> bool {
     let mut left = UNREAD_MAX;
     body::arm_idle(client);
-    while let Ok(data) = body::next(client, incoming).await {
+    while let Ok(data) = body::next(client, source).await {
         let Some(data) = data else { return true };
         let Some(rest) = left.checked_sub(data.len()) else { return false };
         left = rest;

@@ -3,11 +3,9 @@
 //! The key is read from `Authorization: Bearer`, `x-api-key` or `?api_key=`, in this order; it never reaches a log or
 //! a node. Comparison takes the same time for every key of a length. Must never decide what a route needs.
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
-
 use crate::config::RouterKey;
 use crate::ids::KeyId;
+use crate::proxy::headers::Known;
 
 /// What the request's key is worth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,11 +20,11 @@ pub enum Access {
 
 /// Checks the key of a request.
 #[must_use]
-pub fn check(keys: &[RouterKey], headers: &HeaderMap, query: Option<&str>) -> Access {
+pub fn check(keys: &[RouterKey], known: &Known<'_>, query: Option<&str>) -> Access {
     if keys.is_empty() {
         return Access::Granted(KeyId::NONE);
     }
-    let Some(given) = given_key(headers, query) else { return Access::Missing };
+    let Some(given) = given_key(known, query) else { return Access::Missing };
     let mut found = Access::Wrong;
     for (index, key) in keys.iter().enumerate() {
         if same(key.secret.0.as_bytes(), given.as_ref()) {
@@ -36,12 +34,11 @@ pub fn check(keys: &[RouterKey], headers: &HeaderMap, query: Option<&str>) -> Ac
     found
 }
 
-fn given_key<'r>(headers: &'r HeaderMap, query: Option<&'r str>) -> Option<std::borrow::Cow<'r, [u8]>> {
-    if let Some(bearer) = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes())) {
+fn given_key<'r>(known: &Known<'r>, query: Option<&'r str>) -> Option<std::borrow::Cow<'r, [u8]>> {
+    if let Some(bearer) = known.authorization.and_then(bearer) {
         return Some(bearer.into());
     }
-    if let Some(key) = headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii()).filter(|key| !key.is_empty())
-    {
+    if let Some(key) = known.api_key.map(<[u8]>::trim_ascii).filter(|key| !key.is_empty()) {
         return Some(key.into());
     }
     let value = query?.split('&').find_map(|pair| pair.strip_prefix("api_key="))?;
@@ -96,25 +93,25 @@ mod tests {
             .collect()
     }
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    fn headers(pairs: &[(&'static str, &'static str)]) -> Known<'static> {
+        Known::read(pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
     }
 
     #[test]
     fn no_key_configured_grants_everything() {
-        assert_eq!(check(&[], &HeaderMap::new(), None), Access::Granted(KeyId::NONE));
+        assert_eq!(check(&[], &Known::default(), None), Access::Granted(KeyId::NONE));
     }
 
     #[test]
     fn each_place_works_and_either_key() {
         assert_eq!(check(&keys(), &headers(&[("authorization", "bEARER  beta ")]), None), Access::Granted(KeyId(2)));
         assert_eq!(check(&keys(), &headers(&[("x-api-key", "alpha")]), None), Access::Granted(KeyId(1)));
-        assert_eq!(check(&keys(), &HeaderMap::new(), Some("a=b&api_key=bet%61")), Access::Granted(KeyId(2)));
+        assert_eq!(check(&keys(), &Known::default(), Some("a=b&api_key=bet%61")), Access::Granted(KeyId(2)));
     }
 
     #[test]
     fn missing_and_wrong_differ() {
-        assert_eq!(check(&keys(), &HeaderMap::new(), Some("a=b")), Access::Missing);
+        assert_eq!(check(&keys(), &Known::default(), Some("a=b")), Access::Missing);
         assert_eq!(check(&keys(), &headers(&[("authorization", "Basic xyz")]), None), Access::Missing);
         assert_eq!(check(&keys(), &headers(&[("authorization", "Bearer alph")]), None), Access::Wrong);
         // A wrong Bearer hides the query, as it did in the ancestor.

@@ -2,7 +2,7 @@
 //!
 //! Source: contract of the wire, "CORS, host check" (Ollama v0.33, gin-contrib/cors v1.7.2). Pure.
 
-use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HOST, ORIGIN, VARY};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, VARY};
 use http::{HeaderMap, HeaderValue};
 
 /// Origins that Ollama allows unasked; `*` stands for any run of characters.
@@ -50,10 +50,9 @@ pub enum Verdict {
 
 /// Judges the `Origin` of a request; `extra` is the configuration's `origins`.
 #[must_use]
-pub fn judge(headers: &HeaderMap, extra: &[String]) -> Verdict {
-    let Some(origin) = headers.get(ORIGIN).filter(|origin| !origin.is_empty()) else { return Verdict::SameOrigin };
-    let Ok(text) = origin.to_str() else { return Verdict::Refused };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+pub fn judge(origin: Option<&[u8]>, host: &str, extra: &[String]) -> Verdict {
+    let Some(origin) = origin.filter(|origin| !origin.is_empty()) else { return Verdict::SameOrigin };
+    let Some(text) = std::str::from_utf8(origin).ok().filter(|text| text.is_ascii()) else { return Verdict::Refused };
     let own = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     if own == Some(host) {
         return Verdict::SameOrigin;
@@ -63,7 +62,10 @@ pub fn judge(headers: &HeaderMap, extra: &[String]) -> Verdict {
     }
     let allowed = DEFAULT_ORIGINS.iter().copied().chain(extra.iter().map(String::as_str));
     if allowed.into_iter().any(|pattern| matches(pattern, text)) {
-        Verdict::Allowed { allow_origin: origin.clone(), vary: true }
+        match HeaderValue::from_bytes(origin) {
+            Ok(allow_origin) => Verdict::Allowed { allow_origin, vary: true },
+            Err(_) => Verdict::Refused,
+        }
     } else {
         Verdict::Refused
     }
@@ -132,16 +134,13 @@ mod tests {
     use super::*;
 
     fn ask(origin: &str, host: &str, extra: &[&str]) -> Verdict {
-        let mut headers = HeaderMap::new();
-        headers.insert(ORIGIN, origin.parse().unwrap());
-        headers.insert(HOST, host.parse().unwrap());
         let extra: Vec<String> = extra.iter().map(|text| (*text).to_owned()).collect();
-        judge(&headers, &extra)
+        judge(Some(origin.as_bytes()), host, &extra)
     }
 
     #[test]
     fn origins_as_ollama_judges_them() {
-        assert_eq!(judge(&HeaderMap::new(), &[]), Verdict::SameOrigin);
+        assert_eq!(judge(None, "x", &[]), Verdict::SameOrigin);
         assert_eq!(ask("http://10.0.0.1:12434", "10.0.0.1:12434", &[]), Verdict::SameOrigin);
         assert!(matches!(ask("http://localhost:3000", "x", &[]), Verdict::Allowed { vary: true, .. }));
         assert!(matches!(ask("app://obsidian.md", "x", &[]), Verdict::Allowed { .. }));

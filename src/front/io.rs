@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -18,16 +19,18 @@ use crate::proxy::watch::{Expiry, Watch};
 #[derive(Debug)]
 pub struct ClientIo {
     inner: TokioIo<TcpStream>,
+    /// Read before hyper came in, and not given to it yet.
+    read: BytesMut,
     watch: Rc<Watch>,
     clock: Clock,
     request_head_ms: Millis,
 }
 
 impl ClientIo {
-    /// Wraps an accepted socket.
+    /// Wraps a socket from which `read` was read before.
     #[must_use]
-    pub fn new(stream: TcpStream, watch: Rc<Watch>, clock: Clock, request_head_ms: Millis) -> Self {
-        Self { inner: TokioIo::new(stream), watch, clock, request_head_ms }
+    pub fn new(stream: TcpStream, read: BytesMut, watch: Rc<Watch>, clock: Clock, request_head_ms: Millis) -> Self {
+        Self { inner: TokioIo::new(stream), read, watch, clock, request_head_ms }
     }
 
     /// The deadline that ends the connection without a word, if one passed.
@@ -40,9 +43,14 @@ impl ClientIo {
 }
 
 impl Read for ClientIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         self.watch.listen(cx);
         self.expired()?;
+        if !self.read.is_empty() {
+            let room = buf.remaining().min(self.read.len());
+            buf.put_slice(&self.read.split_to(room));
+            return Poll::Ready(Ok(()));
+        }
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         // The first bytes after idleness begin a head; an end of stream arms it too, harmlessly.
         if self.watch.armed() == Some(Expiry::ClientIdle) {

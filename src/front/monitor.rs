@@ -8,28 +8,29 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::{Body, Frame, Incoming};
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::{Body, Frame};
 
 use crate::admin::{self, Answer};
+use crate::front::checks::Asking;
 use crate::front::routes::AdminRoute;
 use crate::ids::KeyId;
 use crate::live::EventStream;
 use crate::proxy::answer::BodyError;
 use crate::proxy::answer::{self, OutBody};
-use crate::proxy::body;
+use crate::proxy::body::{self, BodySource};
 use crate::proxy::local::Client;
 
 /// Answers a monitoring route; the key was checked before.
 pub(super) async fn answer(
     client: &Rc<Client>,
     route: AdminRoute,
-    request: Request<Incoming>,
+    asking: &Asking<'_>,
+    source: &mut dyn BodySource,
     key: KeyId,
 ) -> Response<OutBody> {
     let shared = client.local.shared.clone();
-    let (head, incoming) = request.into_parts();
-    let query = head.uri.query();
+    let query = asking.query;
     let answer = match route {
         AdminRoute::Usage => admin::usage(&shared),
         AdminRoute::UsageStream => {
@@ -39,7 +40,7 @@ pub(super) async fn answer(
         }
         AdminRoute::TokenCounts => admin::token_counts(&shared).await,
         AdminRoute::Stats | AdminRoute::Aggregate => {
-            let body = match body::gather(client, &head.headers, incoming).await {
+            let body = match body::gather(client, asking.known.announced(), source).await {
                 Ok(gathered) => gathered.bytes,
                 Err(error) => {
                     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);

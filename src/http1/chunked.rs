@@ -77,6 +77,19 @@ impl Chunked {
         Ok(Step::More)
     }
 
+    /// Length of the whole plain chunks that `input` begins with, where a chunk is due: no extension, none empty. They
+    /// count as taken.
+    pub(super) fn run(&mut self, input: &[u8]) -> usize {
+        if !matches!(self.at, At::Size) || self.digits > 0 {
+            return 0;
+        }
+        let mut at = 0;
+        while let Some((_, taken)) = plain_chunk(&input[at..]) {
+            at += taken;
+        }
+        at
+    }
+
     /// Takes one framing byte; true after the last one of the message.
     fn advance(&mut self, byte: u8) -> Result<bool, DecodeError> {
         self.at = match (self.at, byte) {
@@ -136,5 +149,52 @@ impl Chunked {
         self.digits = 0;
         self.line = 0;
         if self.left == 0 { At::TrailerStart } else { At::Data }
+    }
+}
+
+/// Digits of a plain chunk's size; more are read the slow way.
+const PLAIN_DIGITS_MAX: usize = 6;
+
+/// The payload of the whole chunk at the start of `input` if it is plain, and all of its bytes.
+#[inline]
+fn plain_chunk(input: &[u8]) -> Option<(&[u8], usize)> {
+    let (mut size, mut digits) = (0, 0);
+    loop {
+        let digit = match *input.get(digits)? {
+            byte @ b'0'..=b'9' => byte - b'0',
+            byte @ b'a'..=b'f' => byte - b'a' + 10,
+            byte @ b'A'..=b'F' => byte - b'A' + 10,
+            _ => break,
+        };
+        digits += 1;
+        if digits > PLAIN_DIGITS_MAX {
+            return None;
+        }
+        size = size << 4 | usize::from(digit);
+    }
+    let payload = input.get(digits + 2..digits + 2 + size)?;
+    let end = input.get(digits + 2 + size..digits + 4 + size)?;
+    (size > 0 && input[digits..].starts_with(b"\r\n") && end == b"\r\n").then_some((payload, digits + 4 + size))
+}
+
+/// Whole plain chunks, as they stand on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunks<'a>(pub(super) &'a [u8]);
+
+impl<'a> Chunks<'a> {
+    /// The bytes, framing included.
+    #[must_use]
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The payload of each.
+    pub fn payloads(self) -> impl Iterator<Item = &'a [u8]> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let (payload, taken) = plain_chunk(rest)?;
+            rest = &rest[taken..];
+            Some(payload)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The response decoder: head, then body by its framing. One per response; called with whatever the socket gave.
 
-use super::chunked::{Chunked, Step};
+use super::chunked::{Chunked, Chunks, Step};
 use super::{DecodeError, Framing, Item, ResponseHead, head};
 
 /// Interim answers before the final one. A node sends at most one `100 Continue`.
@@ -24,6 +24,8 @@ pub struct ResponseDecoder {
     state: State,
     /// Bytes of a head that came in pieces.
     partial: Vec<u8>,
+    /// A buffer for the lines of the head.
+    spare: Vec<u8>,
     to_head: bool,
     head_bytes_max: usize,
     interim: u32,
@@ -45,7 +47,23 @@ impl ResponseDecoder {
     /// says. `head_bytes_max` bounds the head, and the trailer section.
     #[must_use]
     pub fn new(method_is_head: bool, head_bytes_max: usize) -> Self {
-        Self { state: State::Head, partial: Vec::new(), to_head: method_is_head, head_bytes_max, interim: 0 }
+        Self {
+            state: State::Head,
+            partial: Vec::new(),
+            spare: Vec::new(),
+            to_head: method_is_head,
+            head_bytes_max,
+            interim: 0,
+        }
+    }
+
+    /// Begins with another response, whose head's lines go into the buffer `spare`.
+    pub fn restart(&mut self, method_is_head: bool, spare: Vec<u8>) {
+        self.state = State::Head;
+        self.partial.clear();
+        self.spare = spare;
+        self.to_head = method_is_head;
+        self.interim = 0;
     }
 
     /// Takes bytes up to the next item and says how many. [`Item::More`] means that all were taken; after
@@ -82,6 +100,16 @@ impl ResponseDecoder {
             self.state = State::Failed(error.clone());
         }
         result
+    }
+
+    /// Takes the whole plain chunks that `input` begins with, all at once; none where anything else is due. What follows
+    /// them is for [`ResponseDecoder::feed`].
+    pub fn run<'a>(&mut self, input: &'a [u8]) -> Chunks<'a> {
+        let length = match &mut self.state {
+            State::Chunked(chunked) => chunked.run(input),
+            _ => 0,
+        };
+        Chunks(&input[..length])
     }
 
     /// The node closed its side: the end of a close-delimited body, else a cut.
@@ -127,6 +155,7 @@ impl ResponseDecoder {
                 };
                 return Ok((used, Item::Head(head)));
             }
+            self.spare = head.lines.into_buffer();
             self.interim += 1;
             if self.interim > INTERIM_MAX {
                 return Err(DecodeError::Head("too many interim responses"));
@@ -136,14 +165,14 @@ impl ResponseDecoder {
     }
 
     /// One head, whole in `input` (the usual case: no copy) or completed by it; the number is what it took of `input`.
-    fn take_head(&mut self, input: &[u8]) -> Result<Option<(Box<ResponseHead>, usize)>, DecodeError> {
+    fn take_head(&mut self, input: &[u8]) -> Result<Option<(ResponseHead, usize)>, DecodeError> {
         let too_large = DecodeError::HeadTooLarge { max: self.head_bytes_max };
         if self.partial.is_empty() {
             // httparse would skip blank lines, and then its end and ours would differ.
             if matches!(input.first(), Some(b'\r' | b'\n')) {
                 return Err(DecodeError::Head("status line"));
             }
-            match head::parse(input, self.to_head)? {
+            match head::parse(input, self.to_head, &mut self.spare)? {
                 Some((_, length)) if length > self.head_bytes_max => return Err(too_large),
                 Some(found) => return Ok(Some(found)),
                 None if input.len() >= self.head_bytes_max => return Err(too_large),
@@ -159,7 +188,7 @@ impl ResponseDecoder {
             let full = self.partial.len() >= self.head_bytes_max;
             return if full { Err(too_large) } else { Ok(None) };
         };
-        let parsed = head::parse(&self.partial[..end], self.to_head)?;
+        let parsed = head::parse(&self.partial[..end], self.to_head, &mut self.spare)?;
         self.partial.clear();
         match parsed {
             Some((head, length)) if length == end && end > before => Ok(Some((head, end - before))),
@@ -169,7 +198,8 @@ impl ResponseDecoder {
 }
 
 /// One past the blank line, searching from `from`. Lines may end with a bare LF, as httparse allows.
-fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
+#[must_use]
+pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at).find_map(|at| match bytes.get(at + 1..) {
         Some([b'\n', ..]) => Some(at + 2),
         Some([b'\r', b'\n', ..]) => Some(at + 3),

@@ -2,20 +2,21 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::StatusCode;
 
-use super::{DecodeError, Framing, KeepAlive, ResponseHead};
+use super::says::{Coding, Length, Says};
+use super::{DecodeError, Framing, Lines, ResponseHead};
 
 /// Header lines of one head. Ollama sends about 5, llama.cpp about 10, relayed cloud answers about 40.
 const LINES_MAX: usize = 128;
 
-/// Lines for which a head's map has room from the start. hyper takes the map of an answer for the client's next
-/// request, which has more lines (SDKs send up to 12): a smaller one would grow, by two allocations.
-const LINES_ROOM: usize = 12;
-
-/// Parses a head at the start of `input`; `None` when it is not complete. The number is the head's length in bytes.
-pub(super) fn parse(input: &[u8], to_head: bool) -> Result<Option<(Box<ResponseHead>, usize)>, DecodeError> {
+/// Parses a head at the start of `input`, its lines into the buffer `spare`; `None` when it is not complete. The number
+/// is the head's length in bytes.
+pub(super) fn parse(
+    input: &[u8],
+    to_head: bool,
+    spare: &mut Vec<u8>,
+) -> Result<Option<(ResponseHead, usize)>, DecodeError> {
     let mut lines = [const { MaybeUninit::uninit() }; LINES_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let status = httparse::ParserConfig::default()
@@ -24,105 +25,47 @@ pub(super) fn parse(input: &[u8], to_head: bool) -> Result<Option<(Box<ResponseH
     let httparse::Status::Complete(length) = status else { return Ok(None) };
     let code = parsed.code.ok_or(DecodeError::Head("no status code"))?;
     let status = StatusCode::from_u16(code).map_err(|_| DecodeError::Head("status code out of range"))?;
-    let headers = header_map(input, length, parsed.headers)?;
+    let mut says = Says::default();
+    for line in parsed.headers.iter() {
+        says.note(line.name.as_bytes(), line.value);
+    }
     let is_http11 = parsed.version == Some(1);
-    let (framing, doubtful) = framing(status, &headers, to_head)?;
-    let (says_close, says_keep) = connection(&headers);
+    let (framing, doubtful) = framing(status, &says, to_head)?;
     // Chunks in HTTP/1.0 are out of order, so that a second answer is not to be trusted. Source: RFC 9112 §6.1.
     let doubtful = doubtful || (!is_http11 && framing == Framing::Chunked);
-    let close = doubtful || says_close || (!is_http11 && !says_keep) || framing == Framing::UntilClose;
-    let keep_alive = keep_alive(&headers);
-    Ok(Some((Box::new(ResponseHead { status, headers, framing, close, keep_alive }), length)))
-}
-
-/// One shared copy of the head's bytes; every value is a slice of it.
-fn header_map(input: &[u8], length: usize, lines: &[httparse::Header<'_>]) -> Result<HeaderMap, DecodeError> {
-    let base = input.as_ptr() as usize;
-    let shared = Bytes::copy_from_slice(&input[..length]);
-    let mut headers = HeaderMap::with_capacity(lines.len().max(LINES_ROOM));
-    for line in lines {
-        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| DecodeError::Head("header name"))?;
-        let start = line.value.as_ptr() as usize - base;
-        let value = HeaderValue::from_maybe_shared(shared.slice(start..start + line.value.len()))
-            .map_err(|_| DecodeError::Head("header value"))?;
-        headers.append(name, value);
+    let close = doubtful || says.close || (!is_http11 && !says.keep) || framing == Framing::UntilClose;
+    let mut lines = Lines::in_buffer(std::mem::take(spare));
+    for line in parsed.headers.iter() {
+        lines.push_parsed(line.name, line.value);
     }
-    Ok(headers)
+    let head = ResponseHead { status, lines, framing, close, keep_alive: says.keep_alive };
+    Ok(Some((head, length)))
 }
 
 /// The framing, and whether the connection must be closed because of how it was said.
-fn framing(status: StatusCode, headers: &HeaderMap, to_head: bool) -> Result<(Framing, bool), DecodeError> {
-    let length = content_length(headers)?;
-    let chunked = is_chunked(headers)?;
+fn framing(status: StatusCode, says: &Says, to_head: bool) -> Result<(Framing, bool), DecodeError> {
+    let length = match says.length {
+        Length::Absent => None,
+        Length::Once(length) => Some(length),
+        // One plain decimal number, once. Repeated lines are refused even where they agree.
+        Length::Repeated(_) | Length::Bad => return Err(DecodeError::Length),
+    };
+    if says.coding == Coding::Unsupported {
+        return Err(DecodeError::TransferEncoding);
+    }
     if to_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || status.is_informational() {
         return Ok((Framing::None, false));
     }
-    Ok(match (chunked, length) {
+    Ok(match (says.coding, length) {
         // Chunked wins and the length is dropped. Source: RFC 9112 §6.1; Go's client does the same.
-        (true, length) => (Framing::Chunked, length.is_some()),
-        (false, Some(length)) => (Framing::Length(length), false),
-        (false, None) => (Framing::UntilClose, true),
+        (Coding::Chunked, length) => (Framing::Chunked, length.is_some()),
+        (_, Some(length)) => (Framing::Length(length), false),
+        (_, None) => (Framing::UntilClose, true),
     })
 }
 
-/// One plain decimal number, once. Repeated lines are refused even where they agree.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, DecodeError> {
-    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(line) = lines.next() else { return Ok(None) };
-    if lines.next().is_some() || line.is_empty() || !line.as_bytes().iter().all(u8::is_ascii_digit) {
-        return Err(DecodeError::Length);
-    }
-    let text = line.to_str().map_err(|_| DecodeError::Length)?;
-    text.parse().map(Some).map_err(|_| DecodeError::Length)
-}
-
-fn is_chunked(headers: &HeaderMap) -> Result<bool, DecodeError> {
-    let mut chunked = false;
-    for coding in tokens(headers, &header::TRANSFER_ENCODING) {
-        // Anything but a single `chunked` would need decoding, or ends we cannot see.
-        if chunked || !(coding.eq_ignore_ascii_case(b"chunked") || coding.eq_ignore_ascii_case(b"identity")) {
-            return Err(DecodeError::TransferEncoding);
-        }
-        chunked = coding.eq_ignore_ascii_case(b"chunked");
-    }
-    Ok(chunked)
-}
-
-/// (close, keep-alive) as `Connection` says.
-fn connection(headers: &HeaderMap) -> (bool, bool) {
-    let (mut close, mut keep) = (false, false);
-    for token in tokens(headers, &header::CONNECTION) {
-        close |= token.eq_ignore_ascii_case(b"close");
-        keep |= token.eq_ignore_ascii_case(b"keep-alive");
-    }
-    (close, keep)
-}
-
-fn keep_alive(headers: &HeaderMap) -> KeepAlive {
-    let mut said = KeepAlive::default();
-    for token in tokens(headers, &HeaderName::from_static("keep-alive")) {
-        let Some((name, value)) = std::str::from_utf8(token).ok().and_then(|t| t.split_once('=')) else { continue };
-        let value = value.trim().trim_matches('"').parse().ok();
-        match name.trim() {
-            name if name.eq_ignore_ascii_case("timeout") => said.timeout_s = value,
-            name if name.eq_ignore_ascii_case("max") => said.max = value,
-            _ => {}
-        }
-    }
-    said
-}
-
-/// The comma-separated elements of all lines of one header, trimmed, empty ones left out.
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers
-        .get_all(name)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|&b| b == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|token| !token.is_empty())
-}
-
-fn describe(error: httparse::Error) -> &'static str {
+/// What is wrong with a head, in a few words.
+pub(super) fn describe(error: httparse::Error) -> &'static str {
     match error {
         httparse::Error::HeaderName => "header name",
         httparse::Error::HeaderValue => "header value",

@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::spares::Kept;
 use super::stream::TailBody;
 use crate::dialect::{self, ErrorBody};
 
@@ -21,7 +22,7 @@ pub enum OutBody {
     /// All of it at once; `None` once it was handed over (or for an empty body).
     Whole(Option<Bytes>),
     /// A node's answer, as it arrives.
-    Stream(Box<TailBody>),
+    Stream(Kept<TailBody>),
     /// Anything else, in its own time (event streams).
     Other(Pin<Box<dyn Body<Data = Bytes, Error = BodyError>>>),
 }
@@ -132,4 +133,20 @@ pub fn redirect(method: &Method, status: u16, path: &str, query: Option<&str>) -
 /// Marks the answer as the connection's last.
 pub fn close(response: &mut Response<OutBody>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.
+#[must_use]
+pub fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
+    const GO_BUFFERS: usize = 2048;
+    let length = match response.body() {
+        OutBody::Whole(Some(bytes)) => Some(bytes.len()).filter(|length| *length <= GO_BUFFERS),
+        OutBody::Whole(None) => Some(0),
+        _ => None,
+    };
+    if let Some(length) = length {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = OutBody::empty();
+    response
 }

@@ -2,19 +2,30 @@
 //!
 //! Owns what it keeps, so that the body can be sent while it lives. Must never refuse: what cannot be read is marked so.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method};
+use http::Method;
 
 use crate::dialect::Route;
 use crate::fleet::Target;
-use crate::http1::{RequestHead, encode_request};
+use crate::http1::{Lines, RequestHead, encode_request};
+use crate::proxy::headers::{self, Known};
 use crate::proxy::inject::{self, Splice};
+use crate::proxy::scan;
+use crate::proxy::text::Text;
 use crate::proxy::upstream::Outgoing;
-use crate::proxy::{headers, scan};
+
+/// A request's head as it came in from either front.
+#[derive(Debug)]
+pub struct Inbound<'h> {
+    /// Its method.
+    pub method: Method,
+    /// Path and query for the node, our key cut out.
+    pub target: Text,
+    /// Header lines for the node.
+    pub lines: Lines,
+    /// What its header lines say to us.
+    pub known: Known<'h>,
+}
 
 /// A request, ready to be planned and sent.
 pub struct Asked {
@@ -23,13 +34,13 @@ pub struct Asked {
     /// Its method.
     pub method: Method,
     /// Path and query for the node, our key cut out.
-    pub target: PathAndQuery,
-    /// Headers for the node.
-    pub headers: HeaderMap,
+    pub target: Text,
+    /// Header lines for the node.
+    pub lines: Lines,
     /// The body, as it came.
     pub body: Bytes,
     /// The model's name as sent, if there is one.
-    pub model: Option<Box<str>>,
+    pub model: Option<Text>,
     /// The body could be read as a node would read it.
     pub readable: bool,
     /// The answer is a stream of records.
@@ -49,13 +60,14 @@ pub struct Asked {
 impl Asked {
     /// Reads a request.
     #[must_use]
-    pub fn read(route: Route, head: &http::request::Parts, body: Bytes) -> Self {
+    pub fn read(route: Route, inbound: Inbound<'_>, body: Bytes) -> Self {
+        let Inbound { method, target, lines, known } = inbound;
         let mut asked = Self {
             route,
-            method: head.method.clone(),
-            target: target(&head.uri),
-            headers: headers::to_node(&head.headers),
-            body: Bytes::new(),
+            method,
+            target,
+            lines,
+            body,
             model: None,
             readable: true,
             streams: false,
@@ -63,13 +75,14 @@ impl Asked {
             unload: false,
             exact_case: true,
             splice: None,
-            max_wait_ms: headers::max_wait_ms(&head.headers),
+            max_wait_ms: known.max_wait_ms(),
         };
+        let body = asked.body.clone();
         if route == Route::V1Audio {
-            let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            let content_type = known.content_type.and_then(|value| std::str::from_utf8(value).ok());
             let model = content_type.and_then(|content_type| scan::multipart_model(&body, content_type));
-            asked.model = model.map(|model| model.as_ref().into());
-        } else if is_zstd(route, &head.headers) {
+            asked.model = model.map(|model| Text::part_of(&body, &model));
+        } else if is_zstd(route, &known) {
             match scan::zstd(&body) {
                 Some(plain) => asked.take(&scan::scan(&plain, route)),
                 None => asked.readable = false,
@@ -79,12 +92,11 @@ impl Asked {
         } else {
             asked.take(&scan::scan(&body, route));
         }
-        asked.body = body;
         asked
     }
 
     fn take(&mut self, scan: &scan::Scan<'_>) {
-        self.model = scan.model.as_deref().map(Into::into);
+        self.model = scan.model.as_deref().map(|model| Text::part_of(&self.body, model));
         self.readable = scan.error.is_none();
         self.streams = scan.streams();
         self.empty = scan.prompt_or_messages_empty;
@@ -96,25 +108,21 @@ impl Asked {
     /// The model as the client named it, for texts.
     #[must_use]
     pub fn model_name(&self) -> &str {
-        self.model.as_deref().unwrap_or_default()
+        self.model.as_ref().map_or("", Text::as_str)
     }
 
     /// The same for one node: its path, host and key around this body, encoded into `head`.
     #[must_use]
     pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, body: Bytes) -> Outgoing {
-        let path: Cow<'_, str> = if target.base_path.is_empty() {
-            self.target.as_str().into()
-        } else {
-            format!("{}{}", target.base_path, self.target).into()
-        };
         let carries_body = self.method != Method::GET && self.method != Method::HEAD;
         encode_request(
             &mut head,
             &RequestHead {
                 method: &self.method,
-                target: &path,
+                target: self.target.as_str(),
+                base_path: &target.base_path,
                 host: &target.host,
-                headers: &self.headers,
+                lines: &self.lines,
                 bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
                 content_length: carries_body.then_some(body.len() as u64),
             },
@@ -130,17 +138,16 @@ impl Asked {
 }
 
 /// Ollama decodes zstd on its `/v1` JSON routes, and compares the value case-sensitively.
-fn is_zstd(route: Route, headers: &HeaderMap) -> bool {
-    !route.native() && headers.get(CONTENT_ENCODING).is_some_and(|value| value.as_bytes() == b"zstd")
+fn is_zstd(route: Route, known: &Known<'_>) -> bool {
+    !route.native() && known.content_encoding == Some(b"zstd")
 }
 
-/// Path and query without our key; shares hyper's bytes where there is nothing to cut.
-fn target(uri: &http::Uri) -> PathAndQuery {
-    let whole = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let Some(query) = uri.query().filter(|query| query.contains("api_key")) else { return whole() };
-    let cut = match headers::without_key(query) {
-        Some(query) => format!("{}?{query}", uri.path()),
-        None => uri.path().to_owned(),
-    };
-    cut.try_into().unwrap_or_else(|_| PathAndQuery::from_static("/"))
+/// The target without our key, if `whole` holds one.
+#[must_use]
+pub fn without_key(path: &str, query: Option<&str>) -> Option<Text> {
+    let query = query.filter(|query| query.contains("api_key"))?;
+    Some(match headers::without_key(query) {
+        Some(query) => format!("{path}?{query}").into(),
+        None => path.to_owned().into(),
+    })
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use http::header::RETRY_AFTER;
 use http::{Response, StatusCode};
 
 use crate::config::{NodeKind, UsageInjection};
@@ -156,7 +156,7 @@ fn exhausted(
     let others_have = || {
         let (Plan::Model(key) | Plan::Details(key) | Plan::Unload(key)) = plan else { return false };
         client.local.with_snapshot(|snapshot| {
-            let candidates = snapshot.models.get(key).map(|model| model.candidates.iter());
+            let candidates = snapshot.models.get(key.as_str()).map(|model| model.candidates.iter());
             candidates.is_some_and(|mut all| all.any(|one| !seen.lacking.nodes().contains(&one.node)))
         })
     };
@@ -306,35 +306,23 @@ fn judge(answer: &Buffered) -> Option<Fault> {
     }
 }
 
-/// The answer's head as the client may see it.
-fn client_head(head: ResponseHead) -> (http::Response<()>, Framing) {
-    let framing = head.framing;
-    let mut response = http::Response::new(());
-    *response.status_mut() = head.status;
-    let mut headers = head.headers;
-    headers::to_client(&mut headers);
-    if !matches!(framing, Framing::Length(_)) {
-        headers.remove(CONTENT_LENGTH);
-    }
-    *response.headers_mut() = headers;
-    (response, framing)
-}
-
 fn facts(asked: &Asked, status: u16) -> RequestFacts {
     RequestFacts { status, body_bytes: asked.body.len() as u64, empty: asked.empty }
 }
 
 /// Forwards an answer that was read whole.
 fn forward_whole(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Response<OutBody> {
-    let (head, _) = client_head(answer.head);
-    ticket.status = head.status().as_u16();
+    let mut response = Response::new(OutBody::Whole((!answer.body.is_empty()).then(|| answer.body.clone())));
+    *response.status_mut() = answer.head.status;
+    *response.headers_mut() = headers::to_map(&answer.head.lines);
+    ticket.status = response.status().as_u16();
     let mut tail = Tail::new(asked.route, false);
     tail.push(&answer.body);
     ticket.end(Ending::Completed, &tail.finish(&facts(asked, ticket.status)));
-    head.map(|()| OutBody::Whole((!answer.body.is_empty()).then_some(answer.body)))
+    response
 }
 
-/// Forwards an answer as it comes.
+/// Forwards an answer as it comes; its head's lines travel in the body until they are sent.
 fn forward(
     client: &Rc<Client>,
     mut ticket: Ticket,
@@ -343,9 +331,9 @@ fn forward(
     exchange: Exchange<Hold>,
     injected: bool,
 ) -> Response<OutBody> {
-    let (mut response, framing) = client_head(head);
-    ticket.status = response.status().as_u16();
-    if ticket.model == ModelId::UNKNOWN && response.status().is_success() && !asked.model_name().is_empty() {
+    let ResponseHead { status, lines, framing, .. } = head;
+    ticket.status = status.as_u16();
+    if ticket.model == ModelId::UNKNOWN && status.is_success() && !asked.model_name().is_empty() {
         // A name that no inventory lists (cloud) and a node answers for is known from now on.
         ticket.model = client.local.shared.names.model(asked.model_name());
     }
@@ -353,34 +341,33 @@ fn forward(
         Framing::Length(length) => Some(length),
         _ => None,
     };
-    let streamed = asked.streams && length.is_none() && response.status().is_success();
-    let filter = (injected && streamed).then(Filter::new);
-    if filter.is_some() {
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
+    let streamed = asked.streams && length.is_none() && status.is_success();
     let facts = facts(asked, ticket.status);
     let body = TailBody::new(Parts {
         client: client.clone(),
         ticket,
         route: asked.route,
         facts,
-        filter,
+        filter: (injected && streamed).then(Filter::new),
         exchange,
         length,
         streamed,
+        lines,
     });
-    response.map(|()| OutBody::Stream(Box::new(body)))
+    let mut response = Response::new(OutBody::Stream(client.local.tails.hold(body)));
+    *response.status_mut() = status;
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderMap;
+    use crate::http1::Lines;
 
     fn answer(status: u16, body: &'static str) -> Buffered {
         let head = ResponseHead {
             status: StatusCode::from_u16(status).unwrap(),
-            headers: HeaderMap::new(),
+            lines: Lines::default(),
             framing: Framing::None,
             close: false,
             keep_alive: Default::default(),

@@ -4,11 +4,9 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Incoming};
 
 use crate::error::ProxyError;
@@ -23,6 +21,41 @@ const MEMORY_WAIT_MS: u64 = 30_000;
 
 /// What is reserved ahead of the bytes for a body of unknown or doubtful length.
 const FIRST_RESERVE: u64 = 64 * 1024;
+
+/// Where a request's body comes from.
+pub trait BodySource {
+    /// There is none, or all of it was taken.
+    fn is_end(&self) -> bool;
+
+    /// All of it is wanted, in one piece if the source can: a piece of its own is then no copy.
+    fn want_whole(&mut self) {}
+
+    /// The next piece, as large as the source cares to make it; `None` at the end. Trailers are dropped.
+    ///
+    /// # Errors
+    /// The framing broke, or the client left inside the body; in words.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>>;
+}
+
+impl BodySource for Incoming {
+    fn is_end(&self) -> bool {
+        self.is_end_stream()
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
+        loop {
+            match ready!(Pin::new(&mut *self).poll_frame(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.to_string()))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// A body and its share of `body_memory`.
 #[derive(Debug)]
@@ -63,22 +96,26 @@ impl Drop for Share {
 ///
 /// # Errors
 /// Too large, too slow, broken, or no memory for it. Cancel safe: dropping gives the memory back.
-pub async fn gather(client: &Rc<Client>, headers: &HeaderMap, mut incoming: Incoming) -> Result<Gathered, ProxyError> {
+pub async fn gather(
+    client: &Rc<Client>,
+    announced: Option<u64>,
+    source: &mut dyn BodySource,
+) -> Result<Gathered, ProxyError> {
     let shared = client.local.shared.clone();
     let limit_bytes = shared.config.limits.max_body_bytes;
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit_bytes) {
         return Err(ProxyError::BodyTooLarge { limit_bytes });
     }
     let mut share = Share { shared, bytes: 0 };
-    if incoming.is_end_stream() {
+    if source.is_end() {
         return Ok(Gathered { bytes: Bytes::new(), _share: share });
     }
+    source.want_whole();
     room(client, &mut share, announced.unwrap_or(FIRST_RESERVE)).await?;
     arm_idle(client);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(data) = next(client, &mut incoming).await? {
+    while let Some(data) = next(client, source).await? {
         let length = (first.len() + all.len() + data.len()) as u64;
         if length > limit_bytes {
             return Err(ProxyError::BodyTooLarge { limit_bytes });
@@ -112,29 +149,19 @@ pub fn arm_idle(client: &Client) {
     client.watch.arm(Expiry::RequestBody, client.local.clock.now() + client.local.times.request_body_idle);
 }
 
-/// The next piece of the body; `None` at its end. Trailers are dropped.
+/// The next piece of the body; `None` at its end.
 ///
 /// # Errors
 /// It is too slow, or broke off.
-pub async fn next(client: &Client, incoming: &mut Incoming) -> Result<Option<Bytes>, ProxyError> {
-    loop {
-        let frame = std::future::poll_fn(|cx| {
-            if client.watch.fired() == Some(Expiry::RequestBody) {
-                return Poll::Ready(Err(ProxyError::BodySlow));
-            }
-            Pin::new(&mut *incoming).poll_frame(cx).map(Ok)
-        })
-        .await?;
-        match frame {
-            None => return Ok(None),
-            Some(Err(error)) => return Err(ProxyError::BodyBroken { cause: error.to_string() }),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
+pub async fn next(client: &Client, source: &mut dyn BodySource) -> Result<Option<Bytes>, ProxyError> {
+    std::future::poll_fn(|cx| {
+        if client.watch.fired() == Some(Expiry::RequestBody) {
+            return Poll::Ready(Err(ProxyError::BodySlow));
         }
-    }
+        let piece = ready!(source.poll_piece(cx)).transpose();
+        Poll::Ready(piece.map_err(|cause| ProxyError::BodyBroken { cause }))
+    })
+    .await
 }
 
 /// Waits for room in `body_memory`; meanwhile the body stays unread in its socket.

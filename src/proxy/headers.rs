@@ -1,81 +1,180 @@
-//! Which headers go to the node, and which come back. Pure.
+//! What the header lines of a request say to us, which of them go to the node, and which of an answer's come back. Pure.
 //!
+//! Called by both fronts, which have the lines in forms of their own: here they are pairs of name and value.
 //! Source: contract of the wire, "CORS, host check, auth, headers": hop-by-hop and credentials never pass, `Origin`
 //! would be refused by a node that does not know it, `Accept-Encoding` would make a cloud answer unreadable.
 
-use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, ORIGIN, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::http1::{Lines, tokens};
+
+/// The lines of a head that front and proxy ask for; of a repeated one the first.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "each is the header of the same name")]
+pub struct Known<'h> {
+    pub host: Option<&'h [u8]>,
+    /// Lines named `Host`.
+    pub hosts: usize,
+    pub origin: Option<&'h [u8]>,
+    pub expect: Option<&'h [u8]>,
+    pub authorization: Option<&'h [u8]>,
+    pub api_key: Option<&'h [u8]>,
+    pub content_type: Option<&'h [u8]>,
+    pub content_encoding: Option<&'h [u8]>,
+    pub content_length: Option<&'h [u8]>,
+    pub transfer_encoding: Option<&'h [u8]>,
+    /// `x-herdgate-max-wait`
+    pub max_wait: Option<&'h [u8]>,
+    /// `x-herdgate-nodes`
+    pub nodes: Option<&'h [u8]>,
+    /// `Connection` names other headers, which are then about this hop only.
+    pub names_headers: bool,
+}
+
+impl<'h> Known<'h> {
+    /// Reads all lines once.
+    #[must_use]
+    pub fn read(lines: impl Iterator<Item = (&'h [u8], &'h [u8])>) -> Self {
+        let mut known = Self::default();
+        for (name, value) in lines {
+            known.note(name, value);
+        }
+        known
+    }
+
+    fn note(&mut self, name: &[u8], value: &'h [u8]) {
+        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+        let place = match name.len() {
+            4 if is("host") => {
+                self.hosts += 1;
+                &mut self.host
+            }
+            6 if is("origin") => &mut self.origin,
+            6 if is("expect") => &mut self.expect,
+            9 if is("x-api-key") => &mut self.api_key,
+            10 if is("connection") => {
+                self.names_headers |= named(value).next().is_some();
+                return;
+            }
+            12 if is("content-type") => &mut self.content_type,
+            13 if is("authorization") => &mut self.authorization,
+            14 if is("content-length") => &mut self.content_length,
+            16 if is("content-encoding") => &mut self.content_encoding,
+            16 if is("x-herdgate-nodes") => &mut self.nodes,
+            17 if is("transfer-encoding") => &mut self.transfer_encoding,
+            19 if is("x-herdgate-max-wait") => &mut self.max_wait,
+            _ => return,
+        };
+        place.get_or_insert(value);
+    }
+
+    /// The length that the body was announced with.
+    #[must_use]
+    pub fn announced(&self) -> Option<u64> {
+        std::str::from_utf8(self.content_length?).ok()?.parse().ok()
+    }
+
+    /// The value of `x-herdgate-max-wait` (seconds), in milliseconds.
+    #[must_use]
+    pub fn max_wait_ms(&self) -> Option<u64> {
+        let seconds: f64 = std::str::from_utf8(self.max_wait?).ok()?.trim().parse().ok()?;
+        (seconds.is_finite() && seconds >= 0.0).then(|| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "finite, not negative, clamped"
+            )]
+            let ms = (seconds.min(86_400.0) * 1000.0) as u64;
+            ms
+        })
+    }
+}
+
+/// The lines of a map, as pairs.
+pub fn of_map(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+}
 
 /// Headers about one hop only. `Connection` may name more of them.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE].contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-authenticate" | "proxy-authorization" | "proxy-connection")
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+    match name.len() {
+        2 => is("te"),
+        7 => is("trailer") || is("upgrade"),
+        10 => is("connection") || is("keep-alive"),
+        16 => is("proxy-connection"),
+        17 => is("transfer-encoding"),
+        18 => is("proxy-authenticate"),
+        19 => is("proxy-authorization"),
+        _ => false,
+    }
 }
 
 /// Headers of a request that stay here.
-fn stays_here(name: &HeaderName) -> bool {
-    [HOST, CONTENT_LENGTH, ORIGIN, AUTHORIZATION, COOKIE, EXPECT, ACCEPT_ENCODING].contains(name)
-        || name.as_str() == "x-api-key"
-        || name.as_str().starts_with("x-herdgate-")
-        || name.as_str().starts_with("access-control-request-")
+fn stays_here(name: &[u8]) -> bool {
+    let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+    match name.len() {
+        4 => is("host"),
+        6 => is("origin") || is("cookie") || is("expect"),
+        9 => is("x-api-key"),
+        13 => is("authorization"),
+        14 => is("content-length"),
+        15 => is("accept-encoding"),
+        _ => begins(name, b"x-herdgate-") || begins(name, b"access-control-request-"),
+    }
 }
 
-/// The request's headers as a node may see them.
-#[must_use]
-pub fn to_node(headers: &HeaderMap) -> HeaderMap {
-    let named = named_by_connection(headers);
-    let mut out = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
-        if !is_hop_by_hop(name) && !stays_here(name) && !is_among(&named, name) {
-            out.append(name.clone(), value.clone());
+fn begins(name: &[u8], prefix: &[u8]) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Header names in a value of `Connection`; usually none.
+fn named(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    tokens(value).filter(|name| !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive"))
+}
+
+/// Whether some `Connection` line among `lines` names this header.
+fn is_named<'h>(mut lines: impl Iterator<Item = (&'h [u8], &'h [u8])>, header: &[u8]) -> bool {
+    lines.any(|(name, value)| {
+        name.eq_ignore_ascii_case(b"connection") && named(value).any(|named| named.eq_ignore_ascii_case(header))
+    })
+}
+
+/// The request's lines as a node may see them, written into `out`; `lines` begins with the first one whenever called.
+pub fn to_node<'h, I>(out: &mut Lines, lines: impl Fn() -> I, names_headers: bool)
+where
+    I: Iterator<Item = (&'h [u8], &'h [u8])>,
+{
+    for (name, value) in lines() {
+        let stays = is_hop_by_hop(name) || stays_here(name) || (names_headers && is_named(lines(), name));
+        if !stays {
+            out.push(name, value);
         }
     }
-    out
 }
 
-/// The node's headers as the client may see them; framing and CORS are ours to set.
-pub fn to_client(headers: &mut HeaderMap) {
-    let named = named_by_connection(headers);
-    let drop: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_hop_by_hop(name) || name.as_str().starts_with("access-control-") || is_among(&named, name))
-        .cloned()
-        .collect();
-    for name in drop {
-        headers.remove(name);
-    }
-}
-
-/// Header names that `Connection` lists, lower-cased; usually none.
-fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|name| {
-            !name.is_empty() && !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("keep-alive")
-        })
-        .map(str::to_ascii_lowercase)
-        .collect()
-}
-
-fn is_among(named: &[String], name: &HeaderName) -> bool {
-    named.iter().any(|named| named == name.as_str())
-}
-
-/// The value of `x-herdgate-max-wait`, in milliseconds.
-#[must_use]
-pub fn max_wait_ms(headers: &HeaderMap) -> Option<u64> {
-    let value: &HeaderValue = headers.get("x-herdgate-max-wait")?;
-    let seconds: f64 = value.to_str().ok()?.trim().parse().ok()?;
-    (seconds.is_finite() && seconds >= 0.0).then(|| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite, not negative, clamped")]
-        let ms = (seconds.min(86_400.0) * 1000.0) as u64;
-        ms
+/// The lines of a node's head that the client may see; framing and CORS are ours to set.
+pub fn to_client(lines: &Lines) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let names_headers = lines.get("connection").is_some_and(|value| named(value).next().is_some());
+    lines.iter().filter(move |(name, _)| {
+        let ours = is_hop_by_hop(name)
+            || name.eq_ignore_ascii_case(b"content-length")
+            || begins(name, b"access-control-")
+            || (names_headers && is_named(lines.iter(), name));
+        !ours
     })
+}
+
+/// The same as a map, for hyper. What it would not take is left out.
+#[must_use]
+pub fn to_map(lines: &Lines) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in to_client(lines) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map
 }
 
 /// The query without `api_key`; `None` if nothing is left.
@@ -90,57 +189,76 @@ pub fn without_key(query: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in pairs {
-            map.append(*name, HeaderValue::from_static(value));
-        }
-        map
+    type Pairs = [(&'static str, &'static str)];
+
+    fn pairs(pairs: &'static Pairs) -> impl Iterator<Item = (&'static [u8], &'static [u8])> {
+        pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()))
     }
 
     #[test]
     fn credentials_and_hop_by_hop_never_reach_a_node() {
-        let sent = to_node(&map(&[
+        let sent: &'static Pairs = &[
             ("host", "gate"),
-            ("authorization", "Bearer k"),
-            ("x-api-key", "k"),
+            ("Authorization", "Bearer k"),
+            ("X-Api-Key", "k"),
             ("cookie", "c"),
             ("origin", "http://localhost"),
             ("accept-encoding", "gzip"),
-            ("connection", "close, x-private"),
+            ("connection", "close, X-Private"),
             ("x-private", "1"),
             ("keep-alive", "timeout=5"),
-            ("transfer-encoding", "chunked"),
+            ("Transfer-Encoding", "chunked"),
+            ("content-length", "7"),
             ("expect", "100-continue"),
-            ("x-herdgate-max-wait", "3"),
-            ("content-type", "application/json"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("X-Herdgate-Max-Wait", "3"),
+            ("access-control-request-method", "POST"),
+            ("Content-Type", "application/json"),
             ("user-agent", "GitHubCopilotChat/1"),
             ("x-openwebui-chat-id", "7"),
-        ]));
-        let names: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["content-type", "user-agent", "x-openwebui-chat-id"]);
+        ];
+        let known = Known::read(pairs(sent));
+        let mut lines = Lines::default();
+        to_node(&mut lines, || pairs(sent), known.names_headers);
+        let expected =
+            "Content-Type: application/json\r\nuser-agent: GitHubCopilotChat/1\r\nx-openwebui-chat-id: 7\r\n";
+        assert_eq!(lines.as_bytes(), expected.as_bytes());
     }
 
     #[test]
     fn framing_and_cors_of_a_node_stay_behind() {
-        let mut got = map(&[
-            ("content-type", "text/event-stream"),
-            ("connection", "keep-alive"),
-            ("keep-alive", "timeout=5, max=100"),
-            ("access-control-allow-origin", ""),
-            ("cache-control", "no-cache"),
-            ("transfer-encoding", "chunked"),
-        ]);
-        to_client(&mut got);
-        let names: Vec<&str> = got.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names.len(), 2, "{names:?}");
+        let mut lines = Lines::default();
+        for (name, value) in [
+            ("Content-Type", "text/event-stream"),
+            ("Connection", "keep-alive, x-hop"),
+            ("Keep-Alive", "timeout=5, max=100"),
+            ("Access-Control-Allow-Origin", ""),
+            ("X-Hop", "1"),
+            ("Cache-Control", "no-cache"),
+            ("Content-Length", "5"),
+            ("Transfer-Encoding", "chunked"),
+        ] {
+            lines.push(name.as_bytes(), value.as_bytes());
+        }
+        let names: Vec<_> = to_client(&lines).map(|(name, _)| name).collect();
+        assert_eq!(names, [&b"Content-Type"[..], &b"Cache-Control"[..]]);
+        assert_eq!(to_map(&lines).len(), 2);
+    }
+
+    #[test]
+    fn known_lines_are_found_by_any_spelling_the_first_counts() {
+        let known = Known::read(pairs(&[("HOST", "a"), ("host", "b"), ("Content-Length", "12"), ("x-API-key", "k")]));
+        assert_eq!((known.host, known.hosts), (Some(&b"a"[..]), 2));
+        assert_eq!((known.announced(), known.api_key), (Some(12), Some(&b"k"[..])));
     }
 
     #[test]
     fn max_wait_is_read_in_seconds() {
-        assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "1.5")])), Some(1500));
-        assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "soon")])), None);
-        assert_eq!(max_wait_ms(&map(&[("x-herdgate-max-wait", "-1")])), None);
+        let read = |value: &'static str| Known { max_wait: Some(value.as_bytes()), ..Known::default() }.max_wait_ms();
+        assert_eq!(read("1.5"), Some(1500));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("-1"), None);
     }
 
     #[test]

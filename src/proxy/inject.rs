@@ -3,7 +3,6 @@
 //! Called by proxy for `/v1/chat/completions` to Ollama nodes, uncompressed bodies only. Must never touch another byte
 //! of either direction, nor hold back an event that cannot be the extra one. Source: decision 3; `ollama-api.md` §4.1.
 
-use bytes::Bytes;
 use memchr::memchr;
 
 use super::scan::Scan;
@@ -83,18 +82,20 @@ impl Filter {
         Self::default()
     }
 
-    /// The part of the stream the client may have now, perhaps nothing. An ordinary payload comes back as it is, uncopied.
-    #[must_use]
-    pub fn push(&mut self, payload: Bytes) -> Bytes {
+    /// Hands the part of the stream that the client may have now to `out`, perhaps nothing; ordinary payload uncopied.
+    pub fn push(&mut self, payload: &[u8], out: &mut dyn FnMut(&[u8])) {
+        let joined;
         let bytes = if self.held.is_empty() {
             payload
         } else {
-            let mut joined = std::mem::take(&mut self.held);
-            joined.extend_from_slice(&payload);
-            Bytes::from(joined)
+            joined = [&std::mem::take(&mut self.held), payload].concat();
+            &joined
         };
-        // What is kept of `bytes` when something was taken out; until then they go on as one slice.
-        let mut kept: Option<Vec<u8>> = None;
+        let mut give = |part: &[u8]| {
+            if !part.is_empty() {
+                out(part);
+            }
+        };
         let (mut from, mut at) = (0, 0);
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -107,7 +108,7 @@ impl Filter {
             match judge(rest) {
                 Event::Ordinary => self.passing = Some(Passing { line_empty: true }),
                 Event::Injected(length) => {
-                    kept.get_or_insert_default().extend_from_slice(&bytes[from..at]);
+                    give(&bytes[from..at]);
                     at += length;
                     from = at;
                 }
@@ -117,22 +118,16 @@ impl Filter {
                 }
             }
         }
-        match kept {
-            None => bytes.slice(..at),
-            Some(mut kept) => {
-                kept.extend_from_slice(&bytes[from..at]);
-                kept.into()
-            }
-        }
+        give(&bytes[from..at]);
     }
 
-    /// What was held back when the stream has ended, unless it is (or began as) the injected event.
-    #[must_use]
-    pub fn finish(&mut self) -> Bytes {
+    /// Hands out what was held back when the stream has ended, unless it is (or began as) the injected event.
+    pub fn finish(&mut self, out: &mut dyn FnMut(&[u8])) {
         let held = std::mem::take(&mut self.held);
         match judge(&held) {
-            Event::Undecided { no_choices: true } | Event::Injected(_) => Bytes::new(),
-            Event::Undecided { .. } | Event::Ordinary => held.into(),
+            Event::Undecided { no_choices: true } | Event::Injected(_) => {}
+            Event::Undecided { .. } | Event::Ordinary if held.is_empty() => {}
+            Event::Undecided { .. } | Event::Ordinary => out(&held),
         }
     }
 

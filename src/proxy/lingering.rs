@@ -105,7 +105,7 @@ fn judge(mode: Mode, facts: &Facts, now_us: u64) -> Verdict {
 #[derive(Debug)]
 struct Entry<P> {
     node: NodeId,
-    wire: Wire,
+    wire: Box<Wire>,
     held: Option<P>,
     mode: Mode,
     sent_at_us: u64,
@@ -133,7 +133,7 @@ impl<P> Lingering<P> {
 
 impl<P: Held> Lingering<P> {
     /// Takes over what a dropped exchange leaves.
-    pub(super) fn leave(&self, inner: &Inner<P>, node: NodeId, wire: Wire, held: Option<P>, leave: Leave) {
+    pub(super) fn leave(&self, inner: &Inner<P>, node: NodeId, wire: Box<Wire>, held: Option<P>, leave: Leave) {
         let leave = match leave {
             Leave::Detach { .. } if self.detached.get() >= inner.settings.detached_max => Leave::Close,
             other => other,

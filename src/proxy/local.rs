@@ -14,7 +14,10 @@ use crate::fleet::Snapshot;
 use crate::fleet::progress::Awaiting;
 use crate::fleet::report::Reports;
 use crate::ids::{KeyId, ModelId, NodeId, WorkerId};
+use crate::proxy::buffers::Buffers;
 use crate::proxy::hold::Hold;
+use crate::proxy::spares::Spares;
+use crate::proxy::stream::TailBody;
 use crate::proxy::upstream::{Settings, Upstreams};
 use crate::proxy::watch::{Expiry, Watch, Watches};
 use crate::routing::RetryBudget;
@@ -51,6 +54,10 @@ pub struct Local {
     pub recorder: Recorder,
     /// Connections to nodes.
     pub upstreams: Upstreams<Hold>,
+    /// Buffers of client connections that have bytes under way.
+    pub buffers: Buffers,
+    /// Boxes for answers on their way.
+    pub tails: Rc<Spares<TailBody>>,
     /// Deadlines of client connections.
     pub watches: Watches,
     /// How many retries are still allowed.
@@ -62,6 +69,8 @@ pub struct Local {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     /// State of a small generator for jitter and rotation.
     random: Cell<u32>,
+    /// The `Date` of this second, and which second it is.
+    date: RefCell<(u64, String)>,
     /// When a refused Host or Origin was last logged.
     refusal_logged: Cell<Option<Millis>>,
 }
@@ -110,12 +119,15 @@ impl Local {
             times,
             recorder,
             upstreams: Upstreams::new(settings, shared.clock.clone()),
+            buffers: Buffers::default(),
+            tails: Rc::default(),
             watches: Watches::default(),
             retries: RefCell::new(RetryBudget::new(config.routing.retry_share_percent, config.routing.retry_floor)),
             reports,
             memory_waiters: RefCell::default(),
             snapshot: RefCell::new(Cache::new(shared.fleet.snapshot.clone())),
             random: Cell::new(0x9e37_79b9 ^ u32::try_from(id.0).unwrap_or(1).wrapping_mul(0x85eb_ca6b)),
+            date: RefCell::default(),
             refusal_logged: Cell::new(None),
             shared,
         }
@@ -125,6 +137,19 @@ impl Local {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.borrow_mut().load().clone()
+    }
+
+    /// Hands the value of a `Date` header to `write`; formatted once a second.
+    pub fn date(&self, write: impl FnOnce(&str)) {
+        let second = self.clock.unix_ms() / 1000;
+        let mut date = self.date.borrow_mut();
+        if date.0 != second || date.1.is_empty() {
+            let now = i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+            let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+            let text = now.and_then(|now| printer.timestamp_to_rfc9110_string(&now).ok());
+            *date = (second, text.unwrap_or_default());
+        }
+        write(&date.1);
     }
 
     /// This worker's gauges.

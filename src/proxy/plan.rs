@@ -3,25 +3,26 @@
 //! What a node that is up would word itself (broken JSON, a missing model) is forwarded, never worded here (contract,
 //! rule 2). What no node can answer is refused in Ollama's words.
 
-use crate::dialect::name::{self, NameError, Source};
+use crate::dialect::name::{self, Key, NameError, Source};
 use crate::dialect::{Route, texts};
 use crate::error::ProxyError;
 use crate::fleet::Snapshot;
 use crate::proxy::asked::Asked;
+use crate::proxy::text::Text;
 
 /// Where a request may go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Plan {
     /// To a node that has this model, with a slot.
-    Model(Box<str>),
+    Model(Key),
     /// To any Ollama node that is up, which will word the error.
     Anywhere,
     /// To a node that may talk to the cloud.
     Cloud,
     /// To every node that has this model loaded.
-    Unload(Box<str>),
+    Unload(Key),
     /// To a node that has this model, without a slot.
-    Details(Box<str>),
+    Details(Key),
 }
 
 /// A plan, or that nothing is known of the name in this generation.
@@ -30,7 +31,7 @@ pub enum Drawn {
     /// Go.
     Plan(Plan),
     /// Unknown here, or only remembered: worth asking the nodes once more.
-    Unknown(Box<str>),
+    Unknown(Key),
 }
 
 /// Draws the plan of a request.
@@ -40,9 +41,11 @@ pub enum Drawn {
 pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
     let plan = |plan| Ok(Drawn::Plan(plan));
     let route = asked.route;
-    let Some(sent) = asked.model.as_deref().filter(|_| asked.readable) else { return plan(Plan::Anywhere) };
-    let key = name::key(sent);
-    match snapshot.models.get(&key) {
+    let Some(sent) = asked.model.as_ref().map(Text::as_str).filter(|_| asked.readable) else {
+        return plan(Plan::Anywhere);
+    };
+    let key = Key::of(sent);
+    match snapshot.models.get(key.as_str()) {
         Some(model) if model.candidates.is_empty() => return Ok(Drawn::Unknown(key)),
         Some(_) => return plan(known(asked, key)),
         None => {}
@@ -62,7 +65,7 @@ pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
 }
 
 /// What to do with a model of the Snapshot.
-fn known(asked: &Asked, key: Box<str>) -> Plan {
+fn known(asked: &Asked, key: Key) -> Plan {
     match asked.route {
         Route::Show => Plan::Details(key),
         _ if asked.unload => Plan::Unload(key),
@@ -74,7 +77,7 @@ fn known(asked: &Asked, key: Box<str>) -> Plan {
 /// has never been reached, or is remembered to have had it.
 #[must_use]
 pub fn unknown(snapshot: &Snapshot, route: Route, sent: &str) -> ProxyError {
-    let remembered = snapshot.models.contains_key(&name::key(sent));
+    let remembered = snapshot.models.contains_key(Key::of(sent).as_str());
     if remembered || snapshot.incomplete || !snapshot.ready {
         return ProxyError::NodesDown { model: sent.to_owned() };
     }

@@ -156,12 +156,12 @@ fn nodes_down(asked: &Asked) -> ProxyError {
 fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried: &Tried) -> Result<Now, ProxyError> {
     local.with_snapshot(|snapshot| match plan {
         Plan::Model(key) => {
-            let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
+            let model = snapshot.models.get(key.as_str()).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
             with_slot(local, snapshot, model, asked, tried)
         }
         Plan::Details(key) | Plan::Unload(key) => {
-            let model = snapshot.models.get(key).ok_or_else(|| nodes_down(asked))?;
+            let model = snapshot.models.get(key.as_str()).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
             details(snapshot, model, asked, tried).map(Now::Go)
         }
@@ -274,7 +274,7 @@ async fn wait(
 fn free_cell(local: &Local, asked: &Asked, plan: &Plan, tried: &Tried) -> Option<Arc<Cell>> {
     let Plan::Model(key) = plan else { return None };
     local.with_snapshot(|snapshot| {
-        let model = snapshot.models.get(key)?;
+        let model = snapshot.models.get(key.as_str())?;
         routing::take_for_waiter(snapshot, model, &ask(local, asked, tried))
     })
 }
@@ -283,7 +283,7 @@ fn free_cell(local: &Local, asked: &Asked, plan: &Plan, tried: &Tried) -> Option
 fn accept(local: &Rc<Local>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Option<Reserved> {
     let Plan::Model(key) = plan else { return None };
     let found = local.with_snapshot(|snapshot| {
-        let model = snapshot.models.get(key)?;
+        let model = snapshot.models.get(key.as_str())?;
         let candidate = &model.candidates[routing::candidate_of(model, &cell)?];
         Some((candidate.pair.clone(), snapshot.nodes[candidate.node.0 as usize].clone()))
     });
@@ -301,7 +301,7 @@ fn drain_ms(local: &Local, plan: &Plan, queue: &Queue) -> u64 {
     let mean_ms = total.sum_us / total.count().max(1) / 1000;
     let Plan::Model(key) = plan else { return mean_ms };
     let slots: u64 = local.with_snapshot(|snapshot| {
-        let candidates = snapshot.models.get(key).map_or(&[][..], |model| &model.candidates);
+        let candidates = snapshot.models.get(key.as_str()).map_or(&[][..], |model| &model.candidates);
         candidates
             .iter()
             .map(|one| one.pair.cell.view())

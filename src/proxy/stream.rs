@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::dialect::{self, Route};
+use crate::http1::Lines;
 use crate::proxy::answer::BodyError;
 use crate::proxy::hold::Hold;
 use crate::proxy::inject::Filter;
@@ -17,7 +18,7 @@ use crate::proxy::lingering::Leave;
 use crate::proxy::local::Client;
 use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::proxy::ticket::Ticket;
-use crate::proxy::upstream::Exchange;
+use crate::proxy::upstream::{Exchange, Payload};
 use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
 use crate::usage::Ending;
@@ -38,8 +39,8 @@ pub struct TailBody {
     remaining: Option<u64>,
     /// An error can be told in the stream's own dialect.
     streamed: bool,
-    /// Held back by the filter until the end.
-    rest: Option<Bytes>,
+    /// The head's lines, until they are sent.
+    lines: Lines,
 }
 
 /// What a [`TailBody`] is made of.
@@ -60,13 +61,15 @@ pub struct Parts {
     pub length: Option<u64>,
     /// The answer is a stream of records.
     pub streamed: bool,
+    /// The lines of the answer's head, as the node sent them.
+    pub lines: Lines,
 }
 
 impl TailBody {
     /// Starts to forward; the deadline for the node's silence runs from now on.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, ticket, route, facts, filter, mut exchange, length, streamed } = parts;
+        let Parts { client, ticket, route, facts, filter, mut exchange, length, streamed, lines } = parts;
         exchange.set_leave(Leave::Close);
         let mut body = Self {
             tail: Tail::new(route, streamed),
@@ -78,11 +81,11 @@ impl TailBody {
             filter,
             exchange: Some(exchange),
             streamed,
-            rest: None,
+            lines,
         };
         body.arm();
         if body.exchange.as_ref().is_some_and(Exchange::is_end) {
-            body.complete();
+            body.complete(&mut |_| {});
         }
         body
     }
@@ -90,7 +93,18 @@ impl TailBody {
     /// Nothing more will come.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.exchange.is_none() && self.rest.is_none()
+        self.exchange.is_none()
+    }
+
+    /// The lines of the node's head; of the kind that clients must not see as well.
+    #[must_use]
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// The head was sent: its lines are not needed any more.
+    pub fn head_sent(&mut self) {
+        self.client.local.upstreams.reclaim(std::mem::take(&mut self.lines).into_buffer());
     }
 
     /// Bytes still to come, if known.
@@ -104,59 +118,74 @@ impl TailBody {
         self.client.watch.arm(Expiry::StreamIdle, local.clock.now() + local.times.stream_idle);
     }
 
-    /// The next bytes for the client; one read of the node's socket at most.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        if let Some(rest) = self.rest.take() {
-            return Poll::Ready(Some(Ok(rest)));
-        }
+    /// Hands the next bytes for the client to `take`, in the pieces that the node framed; one read of the node's socket
+    /// at most, but where the filter holds all of it back.
+    pub fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut dyn FnMut(Payload<'_>),
+    ) -> Poll<Option<Result<(), BodyError>>> {
         loop {
             let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
             if self.client.watch.fired() == Some(Expiry::StreamIdle) {
-                return Poll::Ready(self.lose("the node fell silent"));
+                return Poll::Ready(self.lose("the node fell silent", take));
             }
             if self.client.local.shared.phase() == Phase::Ending {
-                return Poll::Ready(self.lose("the gate is shutting down"));
+                return Poll::Ready(self.lose("the gate is shutting down", take));
             }
-            match exchange.poll_data(cx) {
+            let (tail, filter) = (&mut self.tail, &mut self.filter);
+            let (mut came, mut gone) = (0_u64, false);
+            let mut give = |payload: Payload<'_>| {
+                gone = true;
+                take(payload);
+            };
+            let polled = exchange.poll_payload(cx, &mut |payload| {
+                came += tail.push_payload(payload);
+                match filter {
+                    None => give(payload),
+                    Some(filter) => payload.each(|piece| filter.push(piece, &mut |part| give(Payload::Piece(part)))),
+                }
+            });
+            let ended = exchange.is_end();
+            match polled {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
-                    self.complete();
-                    return Poll::Ready(self.rest.take().map(Ok));
+                    self.complete(&mut give);
+                    return Poll::Ready(gone.then_some(Ok(())));
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, "a node was lost in mid-answer");
-                    return Poll::Ready(self.lose("the node was lost"));
+                    return Poll::Ready(self.lose("the node was lost", take));
                 }
-                Poll::Ready(Some(Ok(data))) => {
-                    let ended = exchange.is_end();
-                    let out = self.pass(data);
+                Poll::Ready(Some(Ok(()))) => {
+                    self.came(came);
                     if ended {
-                        self.complete();
+                        self.complete(&mut give);
                     }
-                    if !out.is_empty() {
-                        return Poll::Ready(Some(Ok(out)));
-                    }
-                    if ended {
-                        return Poll::Ready(self.rest.take().map(Ok));
+                    if gone || ended {
+                        return Poll::Ready(gone.then_some(Ok(())));
                     }
                 }
             }
         }
     }
 
-    /// Counts what came, and takes the injected event out.
-    fn pass(&mut self, data: Bytes) -> Bytes {
+    /// As [`TailBody::poll_payload`], in one allocation of its own: for hyper.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let mut data = Vec::new();
+        let polled = self.poll_payload(cx, &mut |payload| payload.each(|piece| data.extend_from_slice(piece)));
+        polled.map(|read| read.map(|read| read.map(|()| data.into())))
+    }
+
+    /// Takes note of bytes that came.
+    fn came(&mut self, bytes: u64) {
         self.arm();
         self.ticket.first_byte();
-        self.client.local.heard(self.ticket.node);
+        let local = &self.client.local;
+        local.heard(self.ticket.node);
+        local.recorder.meters().add(Tally::AnswerBytes, bytes);
         if let Some(remaining) = &mut self.remaining {
-            *remaining = remaining.saturating_sub(data.len() as u64);
-        }
-        self.client.local.recorder.meters().add(Tally::AnswerBytes, data.len() as u64);
-        self.tail.push(&data);
-        match &mut self.filter {
-            None => data,
-            Some(filter) => filter.push(data),
+            *remaining = remaining.saturating_sub(bytes);
         }
     }
 
@@ -165,11 +194,10 @@ impl TailBody {
     }
 
     /// The node's answer is whole: slot back first, then the Outcome.
-    fn complete(&mut self) {
+    fn complete(&mut self, take: &mut dyn FnMut(Payload<'_>)) {
         let report = self.report();
         if let Some(filter) = &mut self.filter {
-            let rest = filter.finish();
-            self.rest = (!rest.is_empty()).then_some(rest);
+            filter.finish(&mut |part| take(Payload::Piece(part)));
         }
         self.exchange = None;
         self.ticket.end(Ending::Completed, &report);
@@ -177,7 +205,7 @@ impl TailBody {
     }
 
     /// The node is lost (or must be left): tell it in the stream's dialect where there is one, else cut the body.
-    fn lose(&mut self, text: &str) -> Option<Result<Bytes, BodyError>> {
+    fn lose(&mut self, text: &str, take: &mut dyn FnMut(Payload<'_>)) -> Option<Result<(), BodyError>> {
         let report = self.report();
         // Dropped, never half-closed: for the node, closed is the only way to say "stop" (I12).
         self.exchange = None;
@@ -191,7 +219,11 @@ impl TailBody {
             return Some(Err(text.to_owned().into()));
         }
         self.client.idle();
-        Some(Ok(dialect::broken_stream(self.route, text, &self.tail.facts())))
+        let facts = self.tail.facts();
+        // Where the client stands, which has not seen what the filter held back.
+        let facts = self.filter.as_ref().map_or(facts, |filter| filter.seen(facts));
+        take(Payload::Piece(&dialect::broken_stream(self.route, text, &facts)));
+        Some(Ok(()))
     }
 }
 

@@ -16,6 +16,8 @@ mod verdict;
 use memchr::{memchr, memchr_iter, memrchr};
 
 use crate::dialect::{Route, TailFacts, Wire};
+use crate::http1::Chunks;
+use crate::proxy::upstream::Payload;
 use crate::usage::Count;
 
 use probe::Probe;
@@ -131,6 +133,52 @@ impl Tail {
             Form::Unknown => {}
             Form::Value => self.probe.feed(payload),
             Form::Lines | Form::Events => self.push_lines(payload),
+        }
+    }
+
+    /// Takes note of payload as the node framed it; its bytes.
+    pub fn push_payload(&mut self, payload: Payload<'_>) -> u64 {
+        let before = self.bytes;
+        match payload {
+            Payload::Chunks(chunks) if self.is_plain() => self.push_chunks(chunks),
+            payload => payload.each(|piece| self.push(piece)),
+        }
+        self.bytes - before
+    }
+
+    /// Between two short lines of a stream: what follows is only kept and counted.
+    fn is_plain(&self) -> bool {
+        matches!(self.form, Form::Lines | Form::Events)
+            && self.line_bytes == 0
+            && !self.in_probe
+            && !self.first_is_read()
+    }
+
+    /// Many tokens at once, as a node sends them that is faster than its way here: one look at each chunk's ends, and
+    /// only as much copied as the window holds.
+    fn push_chunks(&mut self, chunks: Chunks<'_>) {
+        let (mut count, mut total) = (0, 0);
+        for payload in chunks.payloads() {
+            if payload.len() > LONG_LINE_BYTES || payload.last() != Some(&b'\n') {
+                return chunks.payloads().for_each(|payload| self.push(payload));
+            }
+            count += 1;
+            total += payload.len();
+        }
+        // Two of each chunk's framing.
+        self.newlines += (memchr_iter(b'\n', chunks.as_bytes()).count() - 2 * count) as u64;
+        self.bytes += total as u64;
+        let mut left = total;
+        for payload in chunks.payloads() {
+            let skipped = left.saturating_sub(WINDOW_BYTES).min(payload.len());
+            self.window.skip(skipped);
+            self.window.push(&payload[skipped..]);
+            left -= payload.len();
+            if let [.., one, two] = *payload {
+                self.last = [one, two];
+            } else {
+                self.last = [self.last[1], b'\n'];
+            }
         }
     }
 
@@ -328,6 +376,11 @@ impl Window {
 
     fn clear(&mut self) {
         self.pushed = 0;
+    }
+
+    /// Bytes that passed, and of which none will be within the window.
+    fn skip(&mut self, bytes: usize) {
+        self.pushed += bytes;
     }
 
     fn push(&mut self, bytes: &[u8]) {

@@ -114,10 +114,7 @@ async fn answer(mut exchange: crate::proxy::upstream::Exchange<Hold>) -> Option<
             return None;
         }
     }
-    let mut headers = head.headers;
-    headers::to_client(&mut headers);
-    headers.remove(http::header::CONTENT_LENGTH);
-    Some(Answer { status: head.status, headers, body: body.freeze() })
+    Some(Answer { status: head.status, headers: headers::to_map(&head.lines), body: body.freeze() })
 }
 
 fn forward(mut ticket: Ticket, answer: Answer) -> Response<OutBody> {

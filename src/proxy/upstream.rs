@@ -21,8 +21,9 @@ use tokio::net::TcpStream;
 use super::dial::dial;
 pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::lingering::{Leave, Lingering};
-use super::pool::{Life, Pool};
-use super::wire::{Connection, Fault, Wire};
+use super::pool::Pool;
+pub use super::wire::Payload;
+use super::wire::{Fault, Wire};
 use crate::clock::{Clock, Millis};
 use crate::fleet::Target;
 use crate::http1::{DecodeError, ResponseHead};
@@ -33,9 +34,11 @@ use crate::sync::Arc;
 const SCRATCH_BYTES: usize = 16 * 1024;
 /// A body up to this size is copied behind its head: cheaper than a second slice in the write.
 const JOIN_BYTES_MAX: usize = 4096;
-/// Head buffers kept for the next requests, and the largest worth keeping.
-const SPARE_HEADS_MAX: usize = 64;
-const SPARE_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Buffers kept for the next requests (up to three each: lines and head of the request, lines of the answer); the least
+/// they hold, a head with a joined body, and the largest worth keeping.
+const SPARES_MAX: usize = 256;
+const SPARE_BYTES_MIN: usize = 2 * JOIN_BYTES_MAX;
+const SPARE_BYTES_MAX: usize = SCRATCH_BYTES;
 /// A reused connection that dies without a byte this soon after the request was sent was closed by the node before the
 /// request reached it. Later it is the node that broke, and what to do about that is routing's decision.
 const STALE_WITHIN_US: u64 = 1_000_000;
@@ -123,10 +126,10 @@ pub struct Upstreams<P: Held> {
 pub(super) struct Inner<P> {
     pub(super) settings: Settings,
     pub(super) clock: Clock,
-    pub(super) pool: RefCell<Pool<Connection>>,
+    pub(super) pool: RefCell<Pool<Box<Wire>>>,
     pub(super) lingering: Lingering<P>,
     pub(super) scratch: RefCell<Box<[u8]>>,
-    spare_heads: RefCell<Vec<Vec<u8>>>,
+    spares: RefCell<Vec<Vec<u8>>>,
 }
 
 impl<P: Held> Clone for Upstreams<P> {
@@ -146,15 +149,20 @@ impl<P: Held> Upstreams<P> {
                 pool: RefCell::new(Pool::new(settings.pool_idle_max)),
                 lingering: Lingering::new(),
                 scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
-                spare_heads: RefCell::new(Vec::new()),
+                spares: RefCell::new(Vec::new()),
             }),
         }
     }
 
-    /// An empty buffer to encode a head into.
+    /// An empty buffer for a head or its lines.
     #[must_use]
     pub fn buffer(&self) -> Vec<u8> {
-        self.inner.spare_heads.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024))
+        self.inner.buffer()
+    }
+
+    /// Takes such a buffer back, for others to use.
+    pub fn reclaim(&self, buffer: Vec<u8>) {
+        self.inner.reclaim(buffer);
     }
 
     /// Prepares an attempt; the first poll of [`Exchange::head`] takes or opens a connection. `held` lives as long as
@@ -169,7 +177,6 @@ impl<P: Held> Upstreams<P> {
             phase: Phase::Start,
             held: Some(held),
             leave,
-            first: Bytes::new(),
             retried: false,
         }
     }
@@ -181,7 +188,7 @@ impl<P: Held> Upstreams<P> {
 
     /// The worker's tick: closes idle connections that expired or died.
     pub fn tick(&self) {
-        self.inner.pool.borrow_mut().sweep(self.inner.clock.now(), Connection::is_silent);
+        self.inner.pool.borrow_mut().sweep(self.inner.clock.now(), |wire| wire.is_silent());
     }
 
     /// Closes a node's idle connections.
@@ -204,17 +211,22 @@ impl<P: Held> Upstreams<P> {
 
 impl<P> Inner<P> {
     /// Keeps the connection of an ended exchange for the next one, if it is fit for it.
-    pub(super) fn recycle(&self, node: NodeId, wire: Wire) {
-        if let Some((connection, idle_ms)) = wire.into_reusable(self.settings.pool_idle_ms) {
-            self.pool.borrow_mut().put(node, connection, self.clock.now() + idle_ms);
+    pub(super) fn recycle(&self, node: NodeId, mut wire: Box<Wire>) {
+        wire.trim();
+        if let Some(idle_ms) = wire.rest(self.settings.pool_idle_ms) {
+            self.pool.borrow_mut().put(node, wire, self.clock.now() + idle_ms);
         }
     }
 
-    fn reclaim(&self, mut head: Vec<u8>) {
-        let mut spare = self.spare_heads.borrow_mut();
-        if spare.len() < SPARE_HEADS_MAX && (1..=SPARE_HEAD_BYTES_MAX).contains(&head.capacity()) {
-            head.clear();
-            spare.push(head);
+    fn buffer(&self) -> Vec<u8> {
+        self.spares.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SPARE_BYTES_MIN))
+    }
+
+    fn reclaim(&self, mut buffer: Vec<u8>) {
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < SPARES_MAX && (SPARE_BYTES_MIN..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+            buffer.clear();
+            spares.push(buffer);
         }
     }
 }
@@ -231,8 +243,6 @@ pub struct Exchange<P: Held> {
     phase: Phase,
     held: Option<P>,
     leave: Leave,
-    /// Payload that came in one read with the head.
-    first: Bytes,
     /// The free retry was used.
     retried: bool,
 }
@@ -279,19 +289,18 @@ impl<P: Held> Exchange<P> {
             match &mut self.phase {
                 Phase::Start => self.phase = self.start(),
                 Phase::Connecting(dialing) => match ready!(dialing.as_mut().poll(cx)) {
-                    Ok(stream) => self.open(Connection { stream, life: Life::default() }),
+                    Ok(stream) => self.open(Wire::open(stream, self.upstreams.inner.settings.head_bytes_max)),
                     Err(cause) => return Poll::Ready(Err(self.failed_to_connect(cause))),
                 },
                 Phase::Open(wire) => {
                     let inner = &self.upstreams.inner;
-                    wire.send(cx, &self.request, || inner.clock.now_us());
-                    let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut()));
+                    wire.send(cx, &self.request, || inner.clock.exact_us());
+                    let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut(), &mut |_| {}));
                     match read {
                         Ok(read) => {
                             if let Some(head) = read.head {
-                                self.first = read.data;
                                 self.answered();
-                                return Poll::Ready(Ok(*head));
+                                return Poll::Ready(Ok(head));
                             }
                         }
                         Err(fault) => {
@@ -314,25 +323,26 @@ impl<P: Held> Exchange<P> {
         }
     }
 
-    /// The next payload, as much as one read gave, in one exact allocation; `None` after the end. To be called after
-    /// [`Exchange::head`].
+    /// Hands the next payload to `take`, as much as one read gave and in the pieces that the node framed; `None` after
+    /// the end. To be called after [`Exchange::head`].
     ///
     /// # Errors
     /// The body broke off; the exchange is over then.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        if !self.first.is_empty() {
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
-        }
+    pub fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut dyn FnMut(Payload<'_>),
+    ) -> Poll<Option<Result<(), BodyError>>> {
         let Phase::Open(wire) = &mut self.phase else { return Poll::Ready(None) };
         let inner = &self.upstreams.inner;
-        wire.send(cx, &self.request, || inner.clock.now_us());
-        let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut()));
+        wire.send(cx, &self.request, || inner.clock.exact_us());
+        let read = ready!(wire.poll_read(cx, &mut inner.scratch.borrow_mut(), take));
         match read {
             Ok(read) => {
                 if wire.is_ended() {
                     self.end();
                 }
-                Poll::Ready((!read.data.is_empty()).then_some(Ok(read.data)))
+                Poll::Ready(read.payload.then_some(Ok(())))
             }
             Err(fault) => {
                 self.phase = Phase::Over;
@@ -345,11 +355,21 @@ impl<P: Held> Exchange<P> {
         }
     }
 
+    /// As [`Exchange::poll_payload`], in one allocation of its own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let mut data = Vec::new();
+        let polled = self.poll_payload(cx, &mut |payload| payload.each(|piece| data.extend_from_slice(piece)));
+        polled.map(|read| read.map(|read| read.map(|()| data.into())))
+    }
+
     /// All payload was handed out and the answer is complete. True together with the last payload where its end came
     /// with it, so that nobody has to poll once more.
     #[must_use]
     pub fn is_end(&self) -> bool {
-        matches!(self.phase, Phase::Over) && self.first.is_empty()
+        matches!(self.phase, Phase::Over)
     }
 
     /// The node.
@@ -373,12 +393,13 @@ impl<P: Held> Exchange<P> {
         self.leave = leave;
     }
 
-    fn start(&self) -> Phase {
+    fn start(&mut self) -> Phase {
         let inner = &self.upstreams.inner;
-        let idle = inner.pool.borrow_mut().take(self.node, inner.clock.now(), Connection::is_silent);
+        let idle = inner.pool.borrow_mut().take(self.node, inner.clock.now(), |wire| wire.is_silent());
         match idle {
-            Some(connection) => {
-                Phase::Open(Box::new(Wire::new(connection, &self.request, inner.settings.head_bytes_max)))
+            Some(mut wire) => {
+                wire.begin(&self.request, inner.buffer());
+                Phase::Open(wire)
             }
             None => self.connecting(),
         }
@@ -388,9 +409,9 @@ impl<P: Held> Exchange<P> {
         Phase::Connecting(Box::pin(dial(self.target.addresses.load_full(), self.target.connect_ms)))
     }
 
-    fn open(&mut self, connection: Connection) {
-        let wire = Wire::new(connection, &self.request, self.upstreams.inner.settings.head_bytes_max);
-        self.phase = Phase::Open(Box::new(wire));
+    fn open(&mut self, mut wire: Box<Wire>) {
+        wire.begin(&self.request, self.upstreams.inner.buffer());
+        self.phase = Phase::Open(wire);
     }
 
     fn failed_to_connect(&mut self, cause: Cause) -> AttemptError {
@@ -416,7 +437,7 @@ impl<P: Held> Exchange<P> {
 
     fn end(&mut self) {
         if let Phase::Open(wire) = std::mem::replace(&mut self.phase, Phase::Over) {
-            self.upstreams.inner.recycle(self.node, *wire);
+            self.upstreams.inner.recycle(self.node, wire);
         }
     }
 
@@ -446,7 +467,7 @@ impl<P: Held> Drop for Exchange<P> {
         let inner = &self.upstreams.inner;
         inner.reclaim(std::mem::take(&mut self.request.head));
         if let Phase::Open(wire) = std::mem::replace(&mut self.phase, Phase::Over) {
-            inner.lingering.leave(inner, self.node, *wire, self.held.take(), self.leave);
+            inner.lingering.leave(inner, self.node, wire, self.held.take(), self.leave);
         }
     }
 }

@@ -5,32 +5,18 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::pool::Life;
 use super::upstream::Outgoing;
-use crate::http1::{DecodeError, Item, KeepAlive, ResponseDecoder, ResponseHead};
+use crate::http1::{Chunks, DecodeError, Item, KeepAlive, ResponseDecoder, ResponseHead};
 
 /// Reads in one discarding turn before other tasks get theirs.
 const DISCARD_READS_MAX: usize = 16;
-
-/// An open connection that carries no request.
-#[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) stream: TcpStream,
-    pub(super) life: Life,
-}
-
-impl Connection {
-    /// Nothing was heard since the last answer. tokio answers from its cached readiness: no system call as long as
-    /// epoll has reported nothing. Bytes nobody asked for are as bad as an end.
-    pub(super) fn is_silent(&self) -> bool {
-        matches!(self.stream.try_read(&mut [0_u8]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
+/// What a connection keeps for the payload that comes in one read with a head.
+const PENDING_KEPT_BYTES: usize = 1024;
 
 /// Why an exchange cannot go on.
 #[derive(Debug)]
@@ -41,18 +27,41 @@ pub(super) enum Fault {
     Malformed(DecodeError),
 }
 
-/// What one read gave.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
-    pub(super) head: Option<Box<ResponseHead>>,
-    /// All payload of the read; empty where it was only counted.
-    pub(super) data: Bytes,
+/// Payload of an answer, as the node framed it.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// Whole chunks that came together.
+    Chunks(Chunks<'a>),
+    /// Anything else: of a body with a length, or of a chunk that has not come whole.
+    Piece(&'a [u8]),
 }
 
-/// A request in progress. It owns the connection; dropped, it closes it whole.
+impl Payload<'_> {
+    /// Hands out the bytes alone, piece by piece.
+    pub fn each(self, mut take: impl FnMut(&[u8])) {
+        match self {
+            Payload::Piece(piece) => take(piece),
+            Payload::Chunks(chunks) => chunks.payloads().for_each(take),
+        }
+    }
+}
+
+/// What one read gave.
+#[derive(Debug, Default)]
+pub(super) struct Got {
+    /// The head of the answer; payload that came with it is kept for the next call.
+    pub(super) head: Option<ResponseHead>,
+    /// Payload was handed out.
+    pub(super) payload: bool,
+}
+
+/// A connection to a node, and the request in progress on it if there is one. Dropped, it closes the connection whole.
+///
+/// Lives in its box as long as the connection does: taking one from the pool costs no allocation.
 #[derive(Debug)]
 pub(super) struct Wire {
-    connection: Connection,
+    stream: TcpStream,
+    life: Life,
     decoder: ResponseDecoder,
     /// Bytes of the request handed to the kernel.
     sent: usize,
@@ -69,27 +78,51 @@ pub(super) struct Wire {
     pub(super) status: Option<StatusCode>,
     close: bool,
     keep_alive: KeepAlive,
+    /// Read with the head and not decoded yet.
+    pending: Vec<u8>,
     /// Found behind payload that had to be delivered first.
     delayed: Option<DecodeError>,
 }
 
 impl Wire {
-    pub(super) fn new(connection: Connection, request: &Outgoing, head_bytes_max: usize) -> Self {
-        Self {
-            reused: connection.life.served > 0,
-            connection,
-            decoder: ResponseDecoder::new(request.is_head, head_bytes_max),
+    /// A new connection.
+    pub(super) fn open(stream: TcpStream, head_bytes_max: usize) -> Box<Self> {
+        Box::new(Self {
+            stream,
+            life: Life::default(),
+            decoder: ResponseDecoder::new(false, head_bytes_max),
             sent: 0,
-            request_len: request.len(),
+            request_len: 0,
             write_error: None,
             sending_stopped: false,
             sent_at_us: None,
+            reused: false,
             heard: false,
             status: None,
             close: false,
             keep_alive: KeepAlive::default(),
+            pending: Vec::new(),
             delayed: None,
-        }
+        })
+    }
+
+    /// Begins with a request; the head of its answer goes into the buffer `spare`.
+    pub(super) fn begin(&mut self, request: &Outgoing, spare: Vec<u8>) {
+        self.reused = self.life.served > 0;
+        self.decoder.restart(request.is_head, spare);
+        self.sent = 0;
+        self.request_len = request.len();
+        self.sending_stopped = false;
+        self.sent_at_us = None;
+        self.heard = false;
+        self.status = None;
+        self.keep_alive = KeepAlive::default();
+    }
+
+    /// Nothing was heard since the last answer. tokio answers from its cached readiness: no system call as long as
+    /// epoll has reported nothing. Bytes nobody asked for are as bad as an end.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self.stream.try_read(&mut [0_u8]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     pub(super) fn is_sent_whole(&self) -> bool {
@@ -108,7 +141,7 @@ impl Wire {
     /// returned: the node may have answered before it closed, and then its answer is what counts.
     pub(super) fn send(&mut self, cx: &mut Context<'_>, request: &Outgoing, now_us: impl Fn() -> u64) {
         while self.sent < self.request_len && self.write_error.is_none() && !self.sending_stopped {
-            let stream = Pin::new(&mut self.connection.stream);
+            let stream = Pin::new(&mut self.stream);
             let in_head = self.sent < request.head.len();
             let polled = if in_head && !request.body.is_empty() {
                 let slices = [IoSlice::new(&request.head[self.sent..]), IoSlice::new(&request.body)];
@@ -133,17 +166,34 @@ impl Wire {
         }
     }
 
-    /// Reads once, into `scratch`, and decodes all of it; again only if that gave neither head, payload nor end.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<Gathered, Fault>> {
+    /// Reads once, into `scratch`, and decodes all of it, giving each piece of payload to `take` as the node framed it;
+    /// reads again only if that gave neither head, payload nor end.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        take: &mut dyn FnMut(Payload<'_>),
+    ) -> Poll<Result<Got, Fault>> {
+        if !self.pending.is_empty() {
+            let mut pending = std::mem::take(&mut self.pending);
+            let got = self.decode(&pending, take).map_err(Fault::Malformed);
+            pending.clear();
+            self.pending = pending;
+            match got {
+                Ok(got) if got.payload || self.is_ended() => return Poll::Ready(Ok(got)),
+                Ok(_) => {}
+                Err(fault) => return Poll::Ready(Err(fault)),
+            }
+        }
         loop {
             let length = match ready!(self.poll_fill(cx, scratch)) {
-                Ok(0) => return Poll::Ready(Ok(Gathered::default())),
+                Ok(0) => return Poll::Ready(Ok(Got::default())),
                 Ok(length) => length,
                 Err(fault) => return Poll::Ready(Err(fault)),
             };
-            let (head, payload) = self.decode(&mut scratch[..length]).map_err(Fault::Malformed)?;
-            if head.is_some() || !payload.is_empty() || self.is_ended() {
-                return Poll::Ready(Ok(Gathered { head, data: Bytes::copy_from_slice(&scratch[payload]) }));
+            let got = self.decode(&scratch[..length], take).map_err(Fault::Malformed)?;
+            if got.head.is_some() || got.payload || self.is_ended() {
+                return Poll::Ready(Ok(got));
             }
         }
     }
@@ -154,23 +204,25 @@ impl Wire {
             if self.is_ended() {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(self.poll_fill(cx, scratch)) {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Ok(length) => self.decode(&mut scratch[..length]).map_err(Fault::Malformed)?,
-                Err(fault) => return Poll::Ready(Err(fault)),
-            };
+            ready!(self.poll_read(cx, scratch, &mut |_| {}))?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// The connection, if it can carry another request.
-    pub(super) fn into_reusable(mut self, pool_idle_ms: u64) -> Option<(Connection, u64)> {
+    /// For how long the connection may wait for another request, in milliseconds; `None`: it must be closed.
+    pub(super) fn rest(&mut self, pool_idle_ms: u64) -> Option<u64> {
         if !self.is_ended() || self.close || !self.is_sent_whole() || self.write_error.is_some() {
             return None;
         }
-        let idle_ms = self.connection.life.answered(self.keep_alive, pool_idle_ms)?;
-        Some((self.connection, idle_ms))
+        self.life.answered(self.keep_alive, pool_idle_ms)
+    }
+
+    /// An idle connection keeps no more room for what comes with a head than a short answer takes.
+    pub(super) fn trim(&mut self) {
+        if self.pending.capacity() > PENDING_KEPT_BYTES {
+            self.pending = Vec::new();
+        }
     }
 
     /// One read. `Ok(0)`: the node closed, and that was the end of the answer.
@@ -180,7 +232,7 @@ impl Wire {
         }
         // AsyncRead rather than try_read: after a short read it clears the readiness without another system call.
         let mut buffer = ReadBuf::new(scratch);
-        if let Err(error) = ready!(Pin::new(&mut self.connection.stream).poll_read(cx, &mut buffer)) {
+        if let Err(error) = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
             return Poll::Ready(Err(Fault::Io(error)));
         }
         let length = buffer.filled().len();
@@ -196,38 +248,44 @@ impl Wire {
         })
     }
 
-    /// Decodes all of one read. Payload is moved together in place; the range says where it lies.
-    fn decode(&mut self, input: &mut [u8]) -> Result<(Option<Box<ResponseHead>>, std::ops::Range<usize>), DecodeError> {
-        let (mut head, mut payload, mut at) = (None, 0..0, 0);
+    /// Decodes up to the head, or all of the payload; what follows a head is kept for the next call.
+    fn decode(&mut self, input: &[u8], take: &mut dyn FnMut(Payload<'_>)) -> Result<Got, DecodeError> {
+        let (mut got, mut at) = (Got::default(), 0);
         loop {
-            let (used, found) = match self.decoder.feed(&input[at..]) {
-                Ok((used, Item::Data(data))) => (used, data.len()),
-                Ok((_, Item::More)) => break,
-                Ok((used, Item::Head(found))) => {
-                    self.note(&found);
-                    head = Some(found);
-                    (used, 0)
+            let run = self.decoder.run(&input[at..]);
+            if !run.as_bytes().is_empty() {
+                at += run.as_bytes().len();
+                got.payload = true;
+                take(Payload::Chunks(run));
+            }
+            match self.decoder.feed(&input[at..]) {
+                Ok((used, Item::Data(data))) => {
+                    take(Payload::Piece(data));
+                    got.payload = true;
+                    at += used;
+                }
+                Ok((_, Item::More)) => return Ok(got),
+                Ok((used, Item::Head(head))) => {
+                    self.note(&head);
+                    got.head = Some(head);
+                    at += used;
+                    if !self.is_ended() {
+                        self.pending.extend_from_slice(&input[at..]);
+                        return Ok(got);
+                    }
                 }
                 Ok((used, Item::End)) => {
                     // Bytes behind the end belong to no request of ours.
                     self.close |= at + used < input.len();
-                    break;
+                    return Ok(got);
                 }
-                Err(error) if head.is_none() && payload.is_empty() => return Err(error),
-                Err(error) => {
+                Err(error) if got.payload || got.head.is_some() => {
                     self.delayed = Some(error);
-                    break;
+                    return Ok(got);
                 }
-            };
-            at += used;
-            if payload.is_empty() {
-                payload = at - found..at;
-            } else {
-                input.copy_within(at - found..at, payload.end);
-                payload.end += found;
+                Err(error) => return Err(error),
             }
         }
-        Ok((head, payload))
     }
 
     fn note(&mut self, head: &ResponseHead) {

@@ -5,6 +5,7 @@
 //! inbox and one wake (about 20 us, once per connection).
 
 use std::net::TcpStream;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -167,7 +168,8 @@ fn serve(local: &Rc<Local>, stream: tokio::net::TcpStream, reserved: bool) {
     let local = local.clone();
     spawn_local(async move {
         let _place = place;
-        crate::front::serve(local, stream, reserved).await;
+        let clock = local.clock.clone();
+        clock.in_turns(pin!(crate::front::serve(local, stream, reserved))).await;
     });
 }
 

@@ -476,13 +476,8 @@ async fn the_deviations_are_those_listed() {
     let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n");
     let coded =
         |coding: &str| format!("POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: {coding}\r\n\r\n");
-    let cases = [
-        (get("/api/version", &many), "431", "200"),
-        (get("/api/version", &format!("X: {big}\r\n")), "431", "200"),
-        (get("/api/version?a=<x>", ""), "400", "200"),
-        (coded("gzip"), "400", "501"),
-        (coded("chunked, identity"), "400", "501"),
-    ];
+    let cases =
+        [(get("/api/version", &many), "431", "200"), (get("/api/version", &format!("X: {big}\r\n")), "431", "200")];
     for (bytes, ours, theirs) in cases {
         let shown = &bytes[..bytes.len().min(80)];
         let seen = (status_line(proxy.address, &bytes).await, status_line(herd.nodes()[0].address(), &bytes).await);
@@ -494,6 +489,9 @@ async fn the_deviations_are_those_listed() {
         (get("/api/%74ags", ""), "200"),
         (get("/%2Fapi/tags", ""), "307"),
         (get("/api/version?a={x}", ""), "200"),
+        (get("/api/version?a=<x>", ""), "200"),
+        (coded("gzip"), "501"),
+        (coded("chunked, identity"), "501"),
         ("GET /api/version HTTP/1.1\nHost: 127.0.0.1\n\n".to_owned(), "200"),
         ("FOO /api/version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".to_owned(), "405"),
     ] {

@@ -11,12 +11,12 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use herdgate::clock::{Clock, Millis};
 use herdgate::fleet::Target;
-use herdgate::http1::{RequestHead, ResponseHead, encode_request};
+use herdgate::http1::{Lines, RequestHead, ResponseHead, encode_request};
 use herdgate::ids::NodeId;
 use herdgate::proxy::lingering::Leave;
 use herdgate::proxy::upstream::{AttemptError, BodyError, Detached, Exchange, Held, Outgoing, Settings, Upstreams};
 use herdgate::sync::{Arc, spawn_thread};
-use http::{HeaderMap, Method};
+use http::Method;
 
 pub(crate) const NODE: NodeId = NodeId(0);
 /// Longer than anything takes here; only a broken test meets it.
@@ -207,8 +207,9 @@ impl Client {
             &RequestHead {
                 method,
                 target: "/api/chat",
+                base_path: "",
                 host: &target.host,
-                headers: &HeaderMap::new(),
+                lines: &Lines::default(),
                 bearer: None,
                 content_length: Some(body.len() as u64),
             },

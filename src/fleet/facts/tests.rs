@@ -10,13 +10,14 @@ mod scale;
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::*;
 use crate::config::{NodeKind, SlotsConfig, TimeoutOverrides};
 use crate::fleet::Model;
 use crate::fleet::memory::Memory;
 use crate::fleet::node::INSTANCE_HEADER;
+use crate::http1::Lines;
 
 /// 2026-11-23 12:00 UTC.
 const START_UNIX_MS: u64 = 1_795_435_200_000;
@@ -113,11 +114,11 @@ impl Script {
 
     fn answer(&self, ask: &Ask) -> Result<Answer, FetchError> {
         let (status, body) = self.body(ask);
-        let mut headers = HeaderMap::new();
+        let mut lines = Lines::default();
         if let Some(instance) = &self.instance {
-            headers.insert(INSTANCE_HEADER, instance.parse().unwrap());
+            lines.push(INSTANCE_HEADER.as_bytes(), instance.as_bytes());
         }
-        Ok(Answer { status: StatusCode::from_u16(status).unwrap(), headers, body: Bytes::from(body) })
+        Ok(Answer { status: StatusCode::from_u16(status).unwrap(), lines, body: Bytes::from(body) })
     }
 }
 

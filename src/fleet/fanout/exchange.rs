@@ -226,8 +226,8 @@ impl Exchange {
             let (used, item) = self.decoder.feed(&self.buffer[self.at..self.filled]).map_err(|e| undecodable(&e))?;
             self.at += used;
             if let Item::Head(head) = item {
-                let content_type = head.headers.get(http::header::CONTENT_TYPE);
-                let content_type = content_type.and_then(|value| value.to_str().ok()).map(Box::from);
+                let content_type = head.lines.get("content-type");
+                let content_type = content_type.and_then(|value| std::str::from_utf8(value).ok()).map(Box::from);
                 return Ok(Head { status: head.status.as_u16(), content_type });
             }
             self.read().await?;

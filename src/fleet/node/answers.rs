@@ -38,7 +38,7 @@ impl Node {
                 return if change.health.changed { change } else { failed };
             }
         };
-        let ours = answer.headers.get(INSTANCE_HEADER).is_some_and(|id| id.as_bytes() == self.instance.as_bytes());
+        let ours = answer.lines.get(INSTANCE_HEADER).is_some_and(|id| id == self.instance.as_bytes());
         if ours {
             return self.event(Event::Ourselves { asked_at }, now, rules, jitter);
         }

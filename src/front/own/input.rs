@@ -1,0 +1,219 @@
+//! What a client sends: whole heads, and the body behind each. The bytes lie in a buffer that is lent to the connection
+//! only while there are any.
+
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+
+use super::Connection;
+use crate::http1::{BodyDecoder, BodyFraming, Item, Refused, head_end, line_room, parse_request};
+use crate::proxy::body::BodySource;
+use crate::proxy::watch::Expiry;
+use crate::shared::Phase;
+
+/// Room that is made for an announced body at once; beyond it, room follows the bytes. Only what is written to costs
+/// memory.
+const RESERVED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Room made when a buffer is full and nothing says how much more there is.
+const GROW_BYTES: usize = 32 * 1024;
+/// Bytes of later requests that are read while one is being answered; beyond it they wait in the socket.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// What came next on a connection.
+pub(super) enum Next {
+    /// A whole head.
+    Head(Bytes),
+    /// What can never become one.
+    Refused(Refused),
+    /// The end, or nothing in time.
+    Closed,
+}
+
+/// Where the body of the request being served stands.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    decoder: BodyDecoder,
+    /// The client waits for a word before it sends the body.
+    expects: bool,
+    whole: bool,
+}
+
+impl Incoming {
+    /// A body of this framing.
+    pub(super) fn new(framing: BodyFraming, trailer_bytes_max: usize, expects: bool) -> Self {
+        Self { decoder: BodyDecoder::new(framing, trailer_bytes_max), expects, whole: false }
+    }
+
+    /// All of it was taken.
+    pub(super) fn is_ended(&self) -> bool {
+        self.decoder.is_ended()
+    }
+}
+
+impl Connection {
+    /// Waits for the next head, for as long as `client_idle` and `request_head` allow and the process is not draining.
+    pub(super) async fn next(&self) -> Next {
+        let mut searched = 0;
+        std::future::poll_fn(|cx| {
+            self.client.watch.listen(cx);
+            loop {
+                match self.buffered_head(&mut searched) {
+                    Some(next) => return Poll::Ready(next),
+                    None if self.is_over() => return Poll::Ready(Next::Closed),
+                    None => {}
+                }
+                match ready!(self.poll_fill(cx)) {
+                    Ok(count) if count > 0 => self.head_begins(),
+                    _ => return Poll::Ready(Next::Closed),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The head that lies in the buffer; gives the buffer back if that is empty.
+    fn buffered_head(&self, searched: &mut usize) -> Option<Next> {
+        let mut input = self.input.borrow_mut();
+        if *searched == 0 {
+            // Empty lines before a request are no part of it. Source: RFC 9112 §2.2.
+            let blank = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            input.advance(blank);
+        }
+        if input.is_empty() {
+            self.client.local.buffers.reclaim_input(std::mem::take(&mut *input));
+            return None;
+        }
+        if let Some(end) = head_end(&input, searched.saturating_sub(3)) {
+            return Some(Next::Head(input.split_to(end).freeze()));
+        }
+        *searched = input.len();
+        // What is no head will not become one by waiting.
+        parse_request(&input, self.head_bytes_max(), &mut line_room()).err().map(Next::Refused)
+    }
+
+    /// Nothing more is wanted of a client that has no request under way.
+    fn is_over(&self) -> bool {
+        let idle = self.input.borrow().is_empty() && self.client.local.shared.phase() >= Phase::Draining;
+        let expired =
+            matches!(self.client.watch.fired(), Some(Expiry::ClientIdle | Expiry::RequestHead | Expiry::ClientStall));
+        idle || expired
+    }
+
+    fn head_begins(&self) {
+        let local = &self.client.local;
+        if self.client.watch.armed() == Some(Expiry::ClientIdle) {
+            self.client.watch.arm(Expiry::RequestHead, local.clock.now() + local.times.request_head);
+        }
+    }
+
+    /// Reads once; the number of bytes, zero at the end. Holds no buffer while nothing comes.
+    pub(super) fn poll_fill(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut stream = self.stream.borrow_mut();
+        ready!(stream.poll_read_ready(cx))?;
+        let mut input = self.input.borrow_mut();
+        if input.capacity() == 0 {
+            *input = self.client.local.buffers.input();
+        } else if input.len() == input.capacity() {
+            input.reserve(GROW_BYTES);
+        }
+        // AsyncRead rather than try_read: after a short read it clears the readiness without another system call.
+        pin!(stream.read_buf(&mut *input)).poll(cx)
+    }
+
+    /// Resolves when the client has left. To be polled while its answer is waited for; what it sends meanwhile is kept.
+    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.input.borrow().len() < AHEAD_BYTES_MAX {
+            match ready!(self.poll_fill(cx)) {
+                Ok(count) if count > 0 => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Makes room for what is known to come.
+    fn expect_bytes(&self, left: u64) {
+        let mut input = self.input.borrow_mut();
+        let missing = left.min(RESERVED_BYTES_MAX).saturating_sub(input.len() as u64);
+        if input.capacity() > 0 || missing > 0 {
+            reserve(&mut input, usize::try_from(missing).unwrap_or(0));
+        }
+    }
+
+    /// Takes the next piece of the body out of the buffer.
+    fn buffered_piece(&self) -> Option<Result<Bytes, String>> {
+        let mut body = self.body.borrow_mut();
+        let mut input = self.input.borrow_mut();
+        if let (true, Some(left)) = (body.whole, body.decoder.left())
+            && (input.len() as u64) < left
+            && left <= RESERVED_BYTES_MAX
+        {
+            return None;
+        }
+        let (used, length) = match body.decoder.feed(&input) {
+            Ok((used, Item::Data(data))) => (used, data.len()),
+            Ok((used, Item::More | Item::End | Item::Head(_))) => {
+                input.advance(used);
+                return None;
+            }
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        // Payload is the last of what was taken.
+        let taken = input.split_to(used).freeze();
+        Some(Ok(taken.slice(used - length..)))
+    }
+}
+
+fn reserve(input: &mut BytesMut, missing: usize) {
+    if missing > input.capacity() - input.len() {
+        input.reserve(missing);
+    }
+}
+
+/// The body of the request being served.
+pub(super) struct Body<'c>(pub(super) &'c Connection);
+
+impl BodySource for Body<'_> {
+    fn is_end(&self) -> bool {
+        self.0.body.borrow().is_ended()
+    }
+
+    fn want_whole(&mut self) {
+        self.0.body.borrow_mut().whole = true;
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
+        let connection = self.0;
+        let local = &connection.client.local;
+        if connection.body.borrow().expects && connection.input.borrow().is_empty() {
+            connection.body.borrow_mut().expects = false;
+            connection.output.borrow_mut().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        // Only what was just written stands there, and no client sends a body without reading: a turn at most.
+        if ready!(connection.poll_flush(cx)).is_err() {
+            return Poll::Ready(Some(Err("the client left".to_owned())));
+        }
+        loop {
+            if let Some(piece) = connection.buffered_piece() {
+                return Poll::Ready(Some(piece));
+            }
+            if connection.body.borrow().is_ended() {
+                return Poll::Ready(None);
+            }
+            if let Some(left) = connection.body.borrow().decoder.left() {
+                connection.expect_bytes(left);
+            }
+            match ready!(connection.poll_fill(cx)) {
+                Ok(count) if count > 0 => {
+                    let until = local.clock.now() + local.times.request_body_idle;
+                    connection.client.watch.arm(Expiry::RequestBody, until);
+                }
+                Ok(_) => return Poll::Ready(Some(Err("the client left inside the body".to_owned()))),
+                Err(error) => return Poll::Ready(Some(Err(error.to_string()))),
+            }
+        }
+    }
+}
