@@ -9,8 +9,12 @@
 //! - `commit/quiet`: a tick in which nothing happened.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
+#[path = "support/counted.rs"]
+mod counted;
+
 use std::hint::black_box;
 
+use counted::print_allocations;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use herdgate::clock::Clock;
 use herdgate::ids::{KeyId, ModelId, NodeId, WorkerId};
@@ -107,6 +111,11 @@ fn record(c: &mut Criterion) {
     let (ring, meters, clock) = (Arc::new(Ring::new(1 << 16)), Arc::new(Meters::new(1)), Clock::manual(NOON));
     let recorder = Recorder::new(WorkerId(0), ring.clone(), meters);
     let (pair, outcome) = (PairCounters::new(1), event(&clock, 1));
+    print_allocations("ledger/record", move || {
+        let (ring, meters) = (Arc::new(Ring::new(1 << 16)), Arc::new(Meters::new(1)));
+        let (recorder, pair) = (Recorder::new(WorkerId(0), ring, meters), PairCounters::new(1));
+        move || recorder.record(&outcome, Some(&pair))
+    });
     let mut group = c.benchmark_group("ledger");
     group.throughput(Throughput::Elements(1000));
     group.bench_function("record", |b| {

@@ -10,17 +10,17 @@
 //! - `reserve-fleet/…/N`: the same on one thread for fleets of 8, 64 and 1,000 nodes.
 //! - `read/…/T`: which of 8 nodes have the model and have it loaded, while the facts are replaced a thousand times a
 //!   second: one generation through a cached pointer, against a lock round per node and list.
-//! - `token/…/T`: one request's tokens, from the request to the sums and rows that wait to be written: ring and fold,
-//!   against queue, worker, two locks and a state. One consumer, T producers; times are until the last event is in.
+//! - `token/…/T`: requests' tokens, from the request to the sums and rows that wait to be written: ring and fold, against
+//!   queue, worker, three locks and a state for each. T producers at once, then the one consumer; both count. The figure is
+//!   events per second (one iteration is a batch from every producer).
 //! - `publish/…/S`: one change made visible to S readers. `free-request` is the part a request pays, whoever reads;
 //!   `free-state` what the control thread pays at most 20 times a second; `locked` what every change costs its request.
 //!
 //! Allocations per operation are counted first and printed: they are exact.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
-#[path = "../tests/support/allocations.rs"]
-#[expect(dead_code, reason = "stacks are for the test")]
-mod allocations;
+#[path = "support/counted.rs"]
+mod counted;
 #[path = "support/herd.rs"]
 mod herd;
 #[path = "support/threads.rs"]
@@ -30,7 +30,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use counted::print_allocations;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use herdgate::admin::usage_state;
 use herdgate::clock::Clock;
 use herdgate::config::{self, Sources};
@@ -46,18 +47,15 @@ use herdgate::usage::meters::Meters;
 use herdgate::usage::recorder::{Recorder, Ring};
 use herdgate::usage::{Count, Ending, Outcome, Tokens};
 use herdgate_locked::{Event, Locked, Models, Name, Publishing};
-use threads::{print_allocations, share};
-
-#[global_allocator]
-static ALLOCATOR: allocations::Counting = allocations::Counting;
+use threads::share;
 
 const THREADS: [usize; 5] = [1, 2, 4, 8, 16];
 const FLEETS: [u32; 3] = [8, 64, 1_000];
 const READERS: [usize; 3] = [0, 1, 50];
 /// Of every copy: nothing waits, nothing is refused, in either state.
 const LIMIT: u32 = 1_000;
-/// Events between two looks at the consumer; fits the ring.
-const EVENTS: u64 = 16_384;
+/// A batch of one producer; fits its ring.
+const EVENTS: u64 = 4_096;
 const NOON: u64 = 1_772_366_400;
 
 /// One worker's view of the lock-free state.
@@ -300,84 +298,47 @@ fn outcome(n: u64) -> Outcome {
     }
 }
 
-/// `total` events from each of several producers through rings and fold; batches, so that no ring overflows.
-fn fold_events(threads: usize, total: u64) -> Duration {
+/// `EVENTS` from each of several producers at once, then ring to rows on this thread.
+fn fold_events(threads: usize) -> Duration {
     let (rings, meters) = (Ring::for_workers(threads, 1 << 16), Arc::new(Meters::new(threads)));
-    let mut fold = Fold::default();
-    in_batches(total, |n| {
-        let (produced, meters) = (rings.clone(), Arc::clone(&meters));
-        let drained: Vec<_> = rings.clone();
-        consumed(
-            move || {
-                share(threads, n, move |thread| {
-                    let recorder = Recorder::new(WorkerId(thread), Arc::clone(&produced[thread]), Arc::clone(&meters));
-                    move |n| (0..n).for_each(|event| recorder.record(&outcome(event), None))
-                });
-            },
-            n * threads as u64,
-            || drained.iter().map(|ring| ring.drain(|event| fold.add(event, 0)) as u64).sum(),
-        )
-    }) / u32::try_from(threads).unwrap()
+    let (produced, mut fold) = (rings.clone(), Fold::default());
+    let producing = share(threads, EVENTS, move |thread| {
+        let recorder = Recorder::new(WorkerId(thread), Arc::clone(&produced[thread]), Arc::clone(&meters));
+        move |n| (0..n).for_each(|event| recorder.record(&outcome(event), None))
+    });
+    let mut seen = 0;
+    let folding = timed(|| seen = rings.iter().map(|ring| ring.drain(|event| fold.add(event, 0)) as u64).sum());
+    assert_eq!(seen, EVENTS * threads as u64);
+    producing * u32::try_from(threads).unwrap() + folding
 }
 
-/// The same through the token queue and its worker.
-fn account_events(threads: usize, total: u64) -> Duration {
+/// The same through the token queue, and its worker on this thread.
+fn account_events(threads: usize) -> Duration {
     let locked = Arc::new(Locked::<()>::new(Publishing::Always));
     let nodes: Arc<[Name]> = (0..20).map(|at| Name::new(&format!("http://10.0.0.{at}:11434"))).collect();
     let models: Arc<[Name]> = (0..50).map(|at| Name::new(&format!("model-{at}:latest"))).collect();
-    let runtime = runtime();
-    in_batches(total, |n| {
-        let (spent, nodes, models) = (Arc::clone(&locked), Arc::clone(&nodes), Arc::clone(&models));
-        consumed(
-            move || {
-                share(threads, n, move |_| {
-                    let (spent, nodes, models) = (Arc::clone(&spent), Arc::clone(&nodes), Arc::clone(&models));
-                    move |n| {
-                        for event in 0..n {
-                            let (node, model) = place(event);
-                            let (node, model) = (nodes[node as usize].clone(), models[model as usize].clone());
-                            spent.spend(Event { node, model, input: 100, output: 200, detail: () });
-                        }
-                    }
-                });
-            },
-            n * threads as u64,
-            || {
-                runtime.block_on(async {
-                    locked.work_off(|| NOON).await;
-                    locked.take_buffers().await.series.len() as u64
-                })
-            },
-        )
-    }) / u32::try_from(threads).unwrap()
-}
-
-fn in_batches(total: u64, mut batch: impl FnMut(u64) -> Duration) -> Duration {
-    let (mut left, mut spent) = (total, Duration::ZERO);
-    while left > 0 {
-        let now = left.min(EVENTS);
-        spent += batch(now);
-        left -= now;
-    }
-    spent
-}
-
-/// Time until `consume`, called again and again on this thread, has seen all `events` that `produce` makes on others.
-#[expect(clippy::disallowed_types, reason = "a bench reads the clock")]
-fn consumed(produce: impl FnOnce() + Send + 'static, events: u64, mut consume: impl FnMut() -> u64) -> Duration {
-    let start = std::time::Instant::now();
-    let producing = spawn_thread("produce", produce).unwrap();
-    let mut seen = 0;
-    while seen < events {
-        let more = consume();
-        seen += more;
-        if more == 0 {
-            herdgate::sync::sleep(Duration::from_micros(50));
+    let spent = Arc::clone(&locked);
+    let producing = share(threads, EVENTS, move |_| {
+        let (spent, nodes, models) = (Arc::clone(&spent), Arc::clone(&nodes), Arc::clone(&models));
+        move |n| {
+            for event in 0..n {
+                let (node, model) = place(event);
+                let (node, model) = (nodes[node as usize].clone(), models[model as usize].clone());
+                spent.spend(Event { node, model, input: 100, output: 200, detail: () });
+            }
         }
-    }
-    let spent = start.elapsed();
-    producing.join().unwrap();
-    spent
+    });
+    let runtime = runtime();
+    let accounting = timed(|| runtime.block_on(locked.work_off(|| NOON)));
+    assert_eq!(runtime.block_on(locked.take_buffers()).series.len() as u64, EVENTS * threads as u64);
+    producing * u32::try_from(threads).unwrap() + accounting
+}
+
+#[expect(clippy::disallowed_types, reason = "a bench reads the clock")]
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = std::time::Instant::now();
+    work();
+    start.elapsed()
 }
 
 fn token(c: &mut Criterion) {
@@ -401,8 +362,10 @@ fn token(c: &mut Criterion) {
     let mut group = c.benchmark_group("token");
     group.sample_size(10);
     for threads in THREADS {
-        group.bench_function(BenchmarkId::new("free", threads), |b| b.iter_custom(|n| fold_events(threads, n)));
-        group.bench_function(BenchmarkId::new("locked", threads), |b| b.iter_custom(|n| account_events(threads, n)));
+        group.throughput(Throughput::Elements(EVENTS * threads as u64));
+        let (free, locked) = (BenchmarkId::new("free", threads), BenchmarkId::new("locked", threads));
+        group.bench_function(free, |b| b.iter_custom(|n| (0..n).map(|_| fold_events(threads)).sum()));
+        group.bench_function(locked, |b| b.iter_custom(|n| (0..n).map(|_| account_events(threads)).sum()));
     }
     group.finish();
 }
@@ -435,7 +398,7 @@ fn publish(c: &mut Criterion) {
             let runtime = runtime();
             let streams: Vec<_> = (0..readers).map(|_| runtime.block_on(baseline.locked.subscribe())).collect();
             // Two changes an iteration.
-            b.iter_custom(|n| share_one(n.div_ceil(2), || runtime.block_on(change(&baseline))));
+            b.iter_custom(|n| timed(|| (0..n.div_ceil(2)).for_each(|_| runtime.block_on(change(&baseline)))));
             drop(streams);
         });
     }
@@ -447,13 +410,6 @@ fn publish(c: &mut Criterion) {
 async fn change(baseline: &Baseline) {
     baseline.reserve(&baseline.nodes[..1]).await;
     baseline.locked.release(&baseline.nodes[0], &baseline.model).await;
-}
-
-#[expect(clippy::disallowed_types, reason = "a bench reads the clock")]
-fn share_one(n: u64, mut work: impl FnMut()) -> Duration {
-    let start = std::time::Instant::now();
-    (0..n).for_each(|_| work());
-    start.elapsed()
 }
 
 /// A proxy in front of 8 nodes that are down, each of which has served somebody.

@@ -7,15 +7,20 @@
 //! - `pick/contended`: busy, 8 candidates, several threads at once.
 //! - `pick_any`: the least busy node for a request that names no known model.
 //!
+//! Allocations are printed; there are none.
+//!
 //! Time is the thread's own on a CPU (`/proc/thread-self/schedstat`), so a busy machine distorts little.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
+#[path = "support/counted.rs"]
+mod counted;
 #[path = "support/herd.rs"]
 mod herd;
 
 use std::hint::black_box;
 use std::time::Duration;
 
+use counted::print_allocations;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use herdgate::fleet::{Model, Snapshot};
 use herdgate::routing::{AnyAsk, Ask, Choice, pick, pick_any};
@@ -107,6 +112,10 @@ fn decisions(c: &mut Criterion) {
         let idle = Herd::new(size, Limit::Hard(LIMIT));
         idle.model.candidates.iter().for_each(|c| c.pair.cell.mark_loaded(1));
         group.bench_function(BenchmarkId::new("idle", size), |b| b.iter_custom(|n| idle.time(n, BATCH)));
+        print_allocations(&format!("pick/busy/{size}"), move || {
+            let herd = Herd::busy(size);
+            move || herd.undo(herd.pick())
+        });
         let busy = Herd::busy(size);
         group.bench_function(BenchmarkId::new("busy", size), |b| b.iter_custom(|n| busy.time(n, BATCH)));
         let full = Herd::full(size);

@@ -3,14 +3,20 @@
 //! - `scan/text/SIZE/first|last`: a chat body whose messages are text with an escape every 80 characters, `model` first or
 //!   last in it. The whole top level is read in either case (the last `model` wins), so the two should not differ. **The
 //!   number that matters is 1 KB and 16 KB**; what limits it is how often a string's search is broken by an escape.
-//! - `scan/base64/1MB`: one image of base64, no escapes: the search at its best.
+//! - `scan/base64/SIZE/first|last`: one image of base64, no escapes: the search at its best.
 //! - `scan/numbers/1MB`: a long `context`, which must be checked number by number: the worst that is likely.
 //! - `baseline/serde/…`: serde_json into a struct of the same two members, the rest ignored.
 //! - `baseline/memcpy/…`: copying the body, which the network has cost already.
+//!
+//! Allocations are printed: the model's name is the one thing that is copied out of a body.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
+
+#[path = "support/counted.rs"]
+mod counted;
 
 use std::hint::black_box;
 
+use counted::print_allocations;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use herdgate::dialect::Route;
 use herdgate::proxy::scan::scan;
@@ -32,15 +38,19 @@ fn text(bytes: usize) -> String {
     format!(r#""messages":[{{"role":"user","content":"{}"}}]"#, line.repeat(bytes.div_ceil(line.len())))
 }
 
+fn image(bytes: usize) -> String {
+    let base64 = "QUJDREVG".repeat(bytes / 8);
+    format!(r#""messages":[{{"role":"user","content":"?","images":["{base64}"]}}]"#)
+}
+
 fn bodies() -> Vec<(String, Route, Vec<u8>)> {
     let mut bodies = Vec::new();
     for (size, name) in [(1 << 10, "1KB"), (16 << 10, "16KB"), (1 << 20, "1MB")] {
         for (first, place) in [(true, "first"), (false, "last")] {
             bodies.push((format!("text/{name}/{place}"), Route::Chat, with_model(&text(size), first)));
+            bodies.push((format!("base64/{name}/{place}"), Route::Chat, with_model(&image(size), first)));
         }
     }
-    let image = format!(r#""messages":[{{"role":"user","content":"?","images":["{}"]}}]"#, "QUJDREVG".repeat(1 << 17));
-    bodies.push(("base64/1MB".into(), Route::Chat, with_model(&image, false)));
     let context = format!(r#""prompt":"x","context":[{}1]"#, "12345,".repeat((1 << 20) / 6));
     bodies.push(("numbers/1MB".into(), Route::Generate, with_model(&context, false)));
     bodies
@@ -49,6 +59,12 @@ fn bodies() -> Vec<(String, Route, Vec<u8>)> {
 fn scanning(c: &mut Criterion) {
     for (name, route, body) in bodies() {
         assert_eq!(scan(&body, route).model.as_deref(), Some("llama3.2:latest"));
+        let counted = body.clone();
+        print_allocations(&format!("scan/{name}"), move || {
+            move || {
+                black_box(scan(&counted, route).streams());
+            }
+        });
         let mut group = c.benchmark_group("scan");
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(&name, |b| b.iter(|| scan(black_box(&body), route).streams()));

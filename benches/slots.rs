@@ -2,18 +2,23 @@
 //!
 //! - `cell/one/N`: N threads take and give back slots of one cell: **the number that matters**, contention at its worst.
 //! - `cell/own/N`: the same, a cell for each thread (on one node: what the shared counter of the node's work adds).
-//! - `locked/one/N`: the baseline: the same decision under a `std::sync::Mutex`.
+//! - `mutex/one/N`: the same decision under a `std::sync::Mutex`: what a lock would cost if nothing else were done under it.
+//!   (What the ancestor does under its lock is in `benches/locked.rs`.)
 //! - `permit`: a permit made and dropped, counters included.
 //! - `wait`: a place in the queue, a hand-over, the grant collected; one thread, so without the wake of another.
 //! - `node_work`: the two additions of the node's counter alone, which every take and release pay for ordering by work.
 #![expect(clippy::disallowed_types, reason = "a bench reads the clock and measures a lock as the baseline")]
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
+#[path = "support/counted.rs"]
+mod counted;
+
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use counted::print_allocations;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use herdgate::ids::{CellId, ModelId, NodeId, WorkerId};
 use herdgate::slots::{Cell, Grant, Limit, NodeWord, Pair, Permit, Queue, Taken, Waiting, Wants};
@@ -75,7 +80,7 @@ fn contention(c: &mut Criterion) {
             });
         });
         let locked = Arc::new(Mutex::new((0u32, 8u32)));
-        group.bench_function(BenchmarkId::new("locked/one", threads), |b| {
+        group.bench_function(BenchmarkId::new("mutex/one", threads), |b| {
             b.iter_custom(|n| {
                 on_threads(threads, n, |_| {
                     let locked = Arc::clone(&locked);
@@ -114,6 +119,15 @@ fn permits(c: &mut Criterion) {
     let cell = cell(&word, Limit::Hard(8));
     let counters = Arc::new(PairCounters::new(1));
     let pair = Arc::new(Pair { cell: Arc::clone(&cell), counters, model: ModelId(2), model_word: None });
+    print_allocations("slots/permit", {
+        let pair = Arc::clone(&pair);
+        move || {
+            move || {
+                assert!(pair.cell.try_take_warm());
+                drop(black_box(Permit::new(Arc::clone(&pair), WorkerId(0), Taken::Warm)));
+            }
+        }
+    });
     c.bench_function("slots/permit", |b| {
         b.iter(|| {
             assert!(cell.try_take_warm());

@@ -3,15 +3,22 @@
 //! - `push/token/…`: one chunk of one token, the rule; **the number that matters: a few nanoseconds**. Ollama's line is
 //!   about 130 bytes, an OpenAI event about 210.
 //! - `push/burst`: 64 OpenAI events in one payload of 13 KB (line by line, since one of them might be long).
-//! - `push/value/…`: a payload of a single JSON value, read as it passes: text, and a megabyte of vectors.
+//! - `push/value/…`: a payload of a single JSON value, read as it passes: text of 1 KB, 16 KB, 1 MB, and a megabyte of
+//!   vectors.
 //! - `finish/…`: reading the last lines, once a request.
 //! - `filter/token`, `filter/burst`: taking the injected event out, on top of `push`, only where usage was injected.
 //! - `baseline/…`: serde_json over the token's line, which is what this avoids.
+//!
+//! Allocations of a pushed token and of the end are printed.
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
+
+#[path = "support/counted.rs"]
+mod counted;
 
 use std::hint::black_box;
 
 use bytes::Bytes;
+use counted::print_allocations;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use herdgate::dialect::Route;
 use herdgate::proxy::inject::Filter;
@@ -25,6 +32,10 @@ const USAGE: &str = "data: {\"id\":\"chatcmpl-649\",\"object\":\"chat.completion
 fn pushing(c: &mut Criterion) {
     let mut group = c.benchmark_group("push");
     for (name, route, chunk) in [("token/ollama", Route::Chat, LINE), ("token/openai", Route::V1Chat, EVENT)] {
+        print_allocations(&format!("push/{name}"), move || {
+            let mut tail = Tail::new(route, true);
+            move || tail.push(black_box(chunk.as_bytes()))
+        });
         let mut tail = Tail::new(route, true);
         group.bench_function(name, |b| b.iter(|| tail.push(black_box(chunk.as_bytes()))));
     }
@@ -33,13 +44,21 @@ fn pushing(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(burst.len() as u64));
     group.bench_function("burst", |b| b.iter(|| tail.push(black_box(burst.as_bytes()))));
 
-    let text = format!(
-        "{{\"message\":{{\"content\":\"{}\"}},\"eval_count\":3}}",
-        "All work and no play makes a long line\\n".repeat(100)
-    );
+    let text = |lines: usize| {
+        format!(
+            "{{\"message\":{{\"content\":\"{}\"}},\"eval_count\":3}}",
+            "All work and no play makes a long line\\n".repeat(lines)
+        )
+    };
     let vector = "-0.012345678,".repeat(768);
     let vectors = format!("{{\"embeddings\":[[{}0]],\"prompt_eval_count\":3}}", vector.repeat(100));
-    for (name, route, value) in [("value/text", Route::Chat, text), ("value/vectors", Route::Embed, vectors)] {
+    let values = [
+        ("value/text/1KB", Route::Chat, text(25)),
+        ("value/text/16KB", Route::Chat, text(410)),
+        ("value/text/1MB", Route::Chat, text(26_215)),
+        ("value/vectors", Route::Embed, vectors),
+    ];
+    for (name, route, value) in values {
         group.throughput(Throughput::Bytes(value.len() as u64));
         group.bench_function(name, |b| {
             b.iter(|| {
@@ -63,6 +82,11 @@ fn finishing(c: &mut Criterion) {
         tail.push(last.as_bytes());
         assert!(tail.finish(&request).complete);
         group.bench_function(name, |b| b.iter(|| black_box(&tail).finish(black_box(&request))));
+        print_allocations(&format!("finish/{name}"), move || {
+            move || {
+                black_box(tail.finish(&request));
+            }
+        });
     }
     group.finish();
 }
