@@ -5,6 +5,7 @@
 //! a node: a dead one costs these routes nothing (I9).
 
 mod exposition;
+mod flamegraph;
 mod health;
 mod metrics;
 mod monitor;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::json;
 
+pub use flamegraph::flamegraph;
 pub use health::{health, live, ready};
 pub use metrics::metrics;
 pub use monitor::{aggregate, config, ps_details, stats, token_counts, usage, usage_state, usage_stream};

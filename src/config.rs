@@ -71,6 +71,8 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Looking into the running process.
+    pub debug: DebugConfig,
     /// Whether answers carry `x-herdgate-*` headers.
     pub headers: bool,
     /// The file was the ancestor's (it has `endpoints`).
@@ -277,6 +279,13 @@ pub struct LedgerConfig {
 pub struct ShutdownConfig {
     pub delay: Duration,
     pub drain: Duration,
+}
+
+/// Looking into the running process.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct DebugConfig {
+    /// Whether `GET /herdgate/debug/flamegraph` profiles the process.
+    pub flamegraph: bool,
 }
 
 /// Which requests get an access line.

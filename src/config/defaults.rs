@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    AccessLog, Administration, Config, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat, NodeConfig, NodeKind,
-    RoutingConfig, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts, UsageInjection,
+    AccessLog, Administration, Config, DebugConfig, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
+    NodeConfig, NodeKind, RoutingConfig, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts, UsageInjection,
 };
 
 /// The default file: every key with its unit and default.
@@ -59,6 +59,7 @@ impl Default for Config {
             ledger: LedgerConfig::default(),
             shutdown: ShutdownConfig::default(),
             log: LogConfig::default(),
+            debug: DebugConfig::default(),
             headers: true,
             ancestor: false,
         }

@@ -12,9 +12,9 @@ use super::node_url;
 use super::tree::{self, Node, Scalar, Value};
 use super::walk::{Hint, Section, Walk, auto_or, duration, line, number, one_of, size, text, toggle};
 use super::{
-    AccessLog, Administration, Config, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat, ModelConfig,
-    NodeConfig, NodeKind, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts,
-    UsageInjection,
+    AccessLog, Administration, Config, DebugConfig, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
+    ModelConfig, NodeConfig, NodeKind, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig, TimeoutOverrides,
+    Timeouts, UsageInjection,
 };
 use crate::sync::Arc;
 
@@ -91,6 +91,9 @@ fn sections(top: &mut Section, walk: &mut Walk, config: &mut Config) {
     }
     if let Some(section) = top.section(walk, "log") {
         log(section, walk, &mut config.log);
+    }
+    if let Some(section) = top.section(walk, "debug") {
+        debug(section, walk, &mut config.debug);
     }
 }
 
@@ -367,6 +370,11 @@ fn log(mut section: Section, walk: &mut Walk, log: &mut LogConfig) {
     section.set(walk, "format", &mut log.format, one_of(&formats));
     let access = [("all", AccessLog::All), ("errors", AccessLog::Errors), ("off", AccessLog::Off)];
     section.set(walk, "access", &mut log.access, one_of(&access));
+    section.finish(walk);
+}
+
+fn debug(mut section: Section, walk: &mut Walk, debug: &mut DebugConfig) {
+    section.set(walk, "flamegraph", &mut debug.flamegraph, toggle);
     section.finish(walk);
 }
 

@@ -200,6 +200,7 @@ fn wrong_types() {
     one_wrong("ledger: { required: maybe }", 1, "must be one of true, false, on, off");
     one_wrong("log: { access: error }", 1, "did you mean errors?");
     one_wrong("headers: 1", 1, "must be one of");
+    one_wrong("debug: { flamegraph: 10 }", 1, "must be one of");
     one_wrong("nodes: []", 1, "a gate needs a node");
     one_wrong("nodes: [ { name: a } ]", 1, "nodes[0].url: is missing");
     // A section whose keys are all commented out is an empty one.
@@ -506,6 +507,7 @@ fn variables_set_every_kind_of_key() {
         ("HERDGATE_CFG_LIMITS__NAMES", "100"),
         ("HERDGATE_CFG_LOG", r#"{"level": "debug"}"#),
         ("HERDGATE_CFG_HEADERS", "off"),
+        ("HERDGATE_CFG_DEBUG__FLAMEGRAPH", "on"),
         ("HERDGATE_CFG_ledger__required", "false"),
         ("HERDGATE_PORT", "tcp://10.0.0.1:80"),
     ]))
@@ -514,6 +516,7 @@ fn variables_set_every_kind_of_key() {
     assert_eq!((config.models[0].slots, config.origins.len()), (Some(SlotsConfig::Hard(1)), 1));
     assert_eq!((config.limits.max_body_bytes, config.limits.names), (1 << 20, 100));
     assert_eq!((config.log.level.as_str(), config.headers, config.ledger.required), ("debug", false, false));
+    assert!(config.debug.flamegraph && !Config::default().debug.flamegraph);
     assert_eq!(config.listen.to_string(), "[::1]:1");
 }
 

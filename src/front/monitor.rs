@@ -60,6 +60,8 @@ pub(super) async fn answer(
         AdminRoute::Metrics => admin::metrics(&shared),
         AdminRoute::Live => admin::live(),
         AdminRoute::Ready => admin::ready(&shared),
+        AdminRoute::Flamegraph if !shared.config.debug.flamegraph => return answer::not_found(),
+        AdminRoute::Flamegraph => admin::flamegraph(&shared, query).await,
     };
     whole(answer)
 }
