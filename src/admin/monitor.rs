@@ -2,6 +2,8 @@
 //!
 //! Where it differs, README.md says so. The names under which nodes and models appear are the ledger's.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::value::RawValue;
@@ -262,13 +264,23 @@ fn ps_details_text(nodes: &[NodeReading], known: &dyn Fn(&str) -> Option<Known>)
     format!("{{\"models\":[{}]}}", entries.join(","))
 }
 
+/// What is read of a node's own entry; everything else is only passed over.
+#[derive(serde::Deserialize)]
+struct Named<'e> {
+    #[serde(borrow, default)]
+    name: Option<Cow<'e, str>>,
+    #[serde(borrow, default)]
+    model: Option<Cow<'e, str>>,
+}
+
 /// A node's own entry, unchanged, and `endpoint` as its last key. Anything but an object is left out.
 fn with_node(entry: &RawValue, node: &str, known: &dyn Fn(&str) -> Option<Known>) -> Option<String> {
     let open = entry.get().trim().strip_suffix('}')?.trim_end();
     let separator = if open == "{" { "" } else { "," };
-    let parsed: Value = serde_json::from_str(entry.get()).ok()?;
-    let name = parsed.get("name").or_else(|| parsed.get("model")).and_then(Value::as_str).unwrap_or_default();
-    let flag = if known(name).is_some_and(|known| known.conflict) { "\"digest_conflict\":true," } else { "" };
+    // A name that is no text belongs to no model of ours.
+    let named: Option<Named<'_>> = serde_json::from_str(entry.get()).ok();
+    let name = named.and_then(|named| named.name.or(named.model)).unwrap_or_default();
+    let flag = if known(&name).is_some_and(|known| known.conflict) { "\"digest_conflict\":true," } else { "" };
     Some(format!("{open}{separator}{flag}\"endpoint\":{}}}", Value::from(node)))
 }
 
