@@ -65,9 +65,11 @@ NOT_BUILT = {
 
 NOT_ON_A_WORKER = {
     "arc-swap": "a strategy that is not used",
+    "backtrace": "names of a flamegraph, on its own thread",
     "clap_builder": "the command line",
     "crossbeam-channel": "not used: its queues are",
     "crossbeam-utils": "parker, wait group and sharded lock are not used",
+    "findshlibs": "as backtrace",
     "heed": "the ledger's store thread alone",
     "hyper-util": "its clients are not used: TokioIo alone is",
     "jiff": "time zones by name are not used: offsets are",
@@ -80,6 +82,8 @@ NOT_ON_A_WORKER = {
     "tracing-core": "once a place that logs",
     "tracing-log": "a bridge that is not set up",
     "tracing-subscriber": "the log: nothing is logged for a request that succeeds",
+    "uuid": "as backtrace",
+    "zlib-rs": "as backtrace",
     "serde": "serialises locks, has none",
     "serde_core": "serialises locks, has none",
 }
