@@ -100,7 +100,7 @@ pub(super) async fn reserve(
     let local = &client.local;
     #[cfg(proxy_locked)]
     if let Plan::Model(key) = plan {
-        return reserve_locked(local, ticket, asked, key, tried).await;
+        return reserve_locked(local, ticket, asked, key.as_str(), tried).await;
     }
     let longest = asked.max_wait_ms.map_or(local.times.queue_wait, |own| own.min(local.times.queue_wait));
     let deadline = local.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
