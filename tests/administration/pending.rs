@@ -124,3 +124,17 @@ async fn a_node_lost_in_the_middle_is_caught_up_too() {
     until_known(&proxy, "new", 3).await;
     until_nothing_is_pending(&proxy).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_takes_back_what_was_kept_to_bring_the_model() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    assert_eq!(listed(&proxy).await.len(), 1);
+    let deleted = delete(&proxy, r#"{"model":"new"}"#).await;
+    assert_eq!((deleted.status, deleted.text().as_str()), (200, ""), "c never had it");
+    assert!(listed(&proxy).await.is_empty());
+    herd.nodes()[2].restart();
+    until_known(&proxy, "m", 3).await;
+    assert_eq!((disk(&herd, 2).await, copies(&proxy, "new")), (vec!["m".to_owned()], 0));
+}

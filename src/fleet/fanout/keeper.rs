@@ -94,6 +94,15 @@ impl Keeper {
         }
     }
 
+    /// A newer order has settled this name in the whole fleet.
+    pub(super) async fn settled_everywhere(&self, key: &str) {
+        let gone = self.pending.borrow_mut().forget_everywhere(key);
+        if !gone.is_empty() {
+            self.stop(gone);
+            self.store().await;
+        }
+    }
+
     /// Takes an entry off the list; an attempt under way is ended.
     pub(super) async fn cancel(&self, id: u64) -> Option<Entry> {
         let entry = self.pending.borrow_mut().remove(id)?;

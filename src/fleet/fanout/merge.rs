@@ -1,6 +1,6 @@
 //! One progress stream out of many nodes' streams, as the clients of one Ollama expect it. Pure.
 //!
-//! Called by [`super::progress`] with every line of every node, and with the time. What holds of the lines that come out:
+//! Called by `progress` with every line of every node, and with the time. What holds of the lines that come out:
 //! of a digest `total` and `completed` only grow; a status that several nodes say comes once; one that closes a phase
 //! comes when the last node has reached it; `success` never comes from here, the caller knows when all is done.
 //!

@@ -1,4 +1,4 @@
-//! What nodes that are down have missed: operations kept for their return. Pure; [`super::keeper`] stores it.
+//! What nodes that are down have missed: operations kept for their return. Pure; `keeper` stores it.
 //!
 //! An entry is a desired state of one name on one node, so a newer order for the same name there takes its place. It
 //! expires after a day. Must never let a deletion meet a model other than the one seen when it was ordered: an entry
@@ -165,6 +165,11 @@ impl Pending {
         self.take(|entry| *entry.key == *key && entry.node == node)
     }
 
+    /// The same on every node: an order for the whole fleet has settled this name.
+    pub fn forget_everywhere(&mut self, key: &str) -> Vec<u64> {
+        self.take(|entry| *entry.key == *key)
+    }
+
     /// Takes off what is older than a day; their numbers.
     pub fn expire(&mut self, unix_ms: u64) -> Vec<u64> {
         self.take(|entry| entry.expires_unix_ms <= unix_ms)
@@ -238,6 +243,7 @@ mod tests {
         let kept: Vec<_> = pending.entries().iter().map(|e| (e.id, &*e.node, e.operation)).collect();
         assert_eq!(kept, [(2, "b", Operation::Pull), (3, "a", Operation::Delete)]);
         assert_eq!(pending.forget("a", "m:latest"), [3]);
+        assert_eq!(pending.clone().forget_everywhere("m:latest"), [2]);
         assert_eq!(pending.remove(2).unwrap().node, "b");
         assert_eq!(pending.remove(2), None);
         assert!(pending.add(entry("a", Operation::Pull, "m")));

@@ -22,6 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a copy or a delete to its end.
 pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goals) {
+    let key = Desk::changed_key(asked);
+    if asked.verb == Verb::Delete && order.nodes.is_none() {
+        // Also where it is not yet: a pull that is kept for a node must not bring the model back.
+        desk.keeper.settled_everywhere(&key).await;
+    } else {
+        desk.keeper.settled(goals.up.iter().map(|goal| &*goal.name), &key).await;
+    }
     let results = everywhere(&goals.up, asked.verb, &order.body).await;
     let reply = verdict(desk, asked, &goals, results).await;
     order.client.answer(reply);
@@ -75,8 +82,6 @@ async fn verdict(desk: &Desk, asked: &Asked, goals: &Goals, results: Vec<Result<
         }
     }
     let touched: Vec<NodeId> = goals.up.iter().map(|goal| goal.node).collect();
-    let key = Desk::changed_key(asked);
-    desk.keeper.settled(outcome.done.iter().map(|name| &**name), &key).await;
     if !outcome.done.is_empty() {
         progress::keep(desk, asked, &missing, &mut outcome).await;
     }
