@@ -121,11 +121,12 @@ pub fn decoded(path: &str) -> Cow<'_, str> {
 /// The handler of a request, by method and decoded path (no query).
 #[must_use]
 pub fn route<'p>(method: &Method, path: &'p str) -> Handler<'p> {
-    if path.contains("//") || path.contains("/./") || path.contains("/../") {
-        return Handler::Redirect;
-    }
+    // No entry holds what a redirect takes out.
     if let Some(entry) = entry(path) {
         return pick(&entry, method);
+    }
+    if path.contains("//") || path.contains("/./") || path.contains("/../") {
+        return Handler::Redirect;
     }
     if let Some(shorter) = path.strip_suffix('/')
         && !shorter.is_empty()

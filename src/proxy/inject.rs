@@ -3,11 +3,12 @@
 //! Called by proxy for `/v1/chat/completions` to Ollama nodes, uncompressed bodies only. Must never touch another byte
 //! of either direction, nor hold back an event that cannot be the extra one. Source: decision 3; `ollama-api.md` §4.1.
 
-use memchr::memchr;
+use memchr::{memchr, memmem};
 
 use super::scan::Scan;
 use super::tail::probe::Probe;
 use crate::dialect::{Route, TailFacts};
+use crate::http1::Chunks;
 
 /// Added as the last member, so that by Go's rules it wins over an earlier `stream_options` (absent, null, or an object
 /// whose other members stay as they are).
@@ -119,6 +120,16 @@ impl Filter {
             }
         }
         give(&bytes[from..at]);
+    }
+
+    /// Whether whole events lie in these chunks of which none is the injected one, so that all may pass as they are.
+    ///
+    /// The injected event has a member `usage`; a text that speaks of one has its quotes escaped.
+    #[must_use]
+    pub fn passes(&self, chunks: Chunks<'_>) -> bool {
+        let between = self.held.is_empty() && self.passing.is_none();
+        let ends = chunks.payloads().last().is_some_and(|last| last.ends_with(b"\n\n"));
+        between && ends && memmem::find(chunks.as_bytes(), b"\"usage\"").is_none()
     }
 
     /// Hands out what was held back when the stream has ended, unless it is (or began as) the injected event.

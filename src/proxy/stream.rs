@@ -141,9 +141,12 @@ impl TailBody {
             };
             let polled = exchange.poll_payload(cx, &mut |payload| {
                 came += tail.push_payload(payload);
-                match filter {
-                    None => give(payload),
-                    Some(filter) => payload.each(|piece| filter.push(piece, &mut |part| give(Payload::Piece(part)))),
+                match (filter.as_mut(), payload) {
+                    (None, payload) => give(payload),
+                    (Some(filter), Payload::Chunks(chunks)) if filter.passes(chunks) => give(payload),
+                    (Some(filter), payload) => {
+                        payload.each(|piece| filter.push(piece, &mut |part| give(Payload::Piece(part))))
+                    }
                 }
             });
             let ended = exchange.is_end();

@@ -107,6 +107,33 @@ fn an_event_is_held_no_longer_than_it_may_be_the_injected_one() {
     assert_eq!(finish(&mut filter), "");
 }
 
+/// Chunks on the wire, one for each event.
+fn chunked(events: &[&str]) -> Vec<u8> {
+    let chunks = events.iter().map(|event| format!("{:x}\r\n{event}\r\n", event.len()));
+    chunks.collect::<String>().into_bytes()
+}
+
+#[test]
+fn whole_chunks_pass_at_once_unless_one_may_be_the_injected_event() {
+    let (token, says) = ("data: {\"choices\":[{}]}\n\n", "data: {\"choices\":[{\"text\":\"\\\"usage\\\"\"}]}\n\n");
+    let injected = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n";
+    let passes = |filter: &Filter, events: &[&str]| {
+        let wire = chunked(events);
+        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut decoder = crate::http1::ResponseDecoder::new(false, 4096);
+        decoder.feed(head).unwrap();
+        filter.passes(decoder.run(&wire))
+    };
+    let mut filter = Filter::new();
+    assert!(passes(&filter, &[token, says, token]));
+    assert!(!passes(&filter, &[token, injected]));
+    assert!(!passes(&filter, &[token, "data: {\"choi"]), "its end is not here");
+    assert_eq!(push(&mut filter, "data: {\"choi"), "");
+    assert!(!passes(&filter, &[token]), "something is held");
+    assert_eq!(push(&mut filter, "ces\":[{}]}"), "data: {\"choices\":[{}]}");
+    assert!(!passes(&filter, &[token]), "in the middle of an event");
+}
+
 #[test]
 fn only_the_injected_event_is_taken() {
     for stays in [

@@ -12,8 +12,10 @@ const DEPTH_MAX: usize = 10_000;
 const DEPTH_SHALLOW: usize = 64;
 /// Bytes of a string searched for its end and then for control characters, while they are still in the first cache.
 const STRING_WINDOW: usize = 4096;
-/// Bytes of a string tested eight at a time before the search that only pays on longer ones.
-const STRING_SHORT: usize = 128;
+/// Words of eight bytes that are tested first, then blocks, before the search that only pays on longer strings.
+const STRING_WORDS: usize = 2;
+const STRING_BLOCK: usize = 32;
+const STRING_BLOCKS: usize = 16;
 
 /// The text is not JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -231,17 +233,21 @@ impl<'a> Cursor<'a> {
 }
 
 /// Where the plain text of a string that goes on at `from` ends: at a quote, a backslash, a control character or the end.
+///
+/// Keys end within a few words; text is broken by an escape every line or so, which whole blocks reach soonest; the
+/// search at the end pays on what is longer than any text (images).
 fn end_of_run(bytes: &[u8], from: usize) -> usize {
     let rest = bytes.get(from..).unwrap_or_default();
     let mut at = 0;
-    for chunk in rest.chunks_exact(8).take(STRING_SHORT / 8) {
-        let Some(text) = word::of(chunk) else { break };
-        if let Some(hit) = word::first(word::control(text) | word::equal(text, b'"') | word::equal(text, b'\\')) {
+    for chunk in rest.chunks_exact(8).take(STRING_WORDS) {
+        if let Some(hit) = word::of(chunk).and_then(end_in) {
             return from + at + hit;
         }
         at += 8;
     }
-    while at >= STRING_SHORT {
+    let blocks = rest.get(at..).unwrap_or_default().chunks_exact(STRING_BLOCK).take(STRING_BLOCKS);
+    at += STRING_BLOCK * blocks.take_while(|block| !block.iter().fold(false, |hit, &b| hit | ends(b))).count();
+    while at >= STRING_BLOCK * STRING_BLOCKS {
         let window = rest.get(at..).map_or(&[][..], |rest| rest.get(..STRING_WINDOW).unwrap_or(rest));
         let hop = memchr2(b'"', b'\\', window);
         let run = hop.map_or(window, |hop| window.get(..hop).unwrap_or_default());
@@ -254,8 +260,22 @@ fn end_of_run(bytes: &[u8], from: usize) -> usize {
             return from + at;
         }
     }
-    let ends = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    from + rest.iter().skip(at).position(ends).map_or(rest.len(), |hop| at + hop)
+    for chunk in rest.get(at..).unwrap_or_default().chunks_exact(8) {
+        if let Some(hit) = word::of(chunk).and_then(end_in) {
+            return from + at + hit;
+        }
+        at += 8;
+    }
+    from + rest.iter().skip(at).position(|&byte| ends(byte)).map_or(rest.len(), |hop| at + hop)
+}
+
+/// Where in eight bytes a run of plain text ends.
+fn end_in(text: u64) -> Option<usize> {
+    word::first(word::control(text) | word::equal(text, b'"') | word::equal(text, b'\\'))
+}
+
+fn ends(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
 enum Stop {

@@ -23,7 +23,8 @@ pub(super) fn is(text: Text<'_>, name: &str) -> bool {
 /// Whether a key names this (lower-case ASCII) field by Go's rule: equal under simple Unicode folding. Beyond ASCII that
 /// concerns two characters: the long s and the Kelvin sign.
 pub(super) fn names(key: Text<'_>, field: &str) -> bool {
-    if !key.escaped && key.raw.is_ascii() {
+    // What lies beyond ASCII is longer than the letter it stands for.
+    if !key.escaped && (key.raw.len() <= field.len() || key.raw.is_ascii()) {
         return key.raw.eq_ignore_ascii_case(field.as_bytes());
     }
     let folded = |c: char| match c {
