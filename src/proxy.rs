@@ -63,7 +63,7 @@ pub async fn handle(
         Ok(gathered) => gathered,
         Err(error) => return refuse(client, ticket, route, &error),
     };
-    let asked = Asked::read(route, inbound, gathered.bytes.clone());
+    let asked = Asked::read(route, inbound, gathered.bytes.clone()).await;
     let response = answer(client, ticket, &asked, key).await;
     client.local.upstreams.reclaim(asked.lines.into_buffer());
     response
@@ -163,7 +163,7 @@ async fn pass(
         Ok(gathered) => gathered,
         Err(error) => return refuse(client, ticket, route, &error),
     };
-    let asked = Asked::read(route, inbound, gathered.bytes.clone());
+    let asked = Asked::read(route, inbound, gathered.bytes.clone()).await;
     match attempts::run(client, ticket, &asked, plan).await {
         Ok(response) => response,
         Err((ticket, error)) => refuse(client, ticket, route, &error),

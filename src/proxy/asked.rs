@@ -58,9 +58,8 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Reads a request.
-    #[must_use]
-    pub fn read(route: Route, inbound: Inbound<'_>, body: Bytes) -> Self {
+    /// Reads a request; what has to be unpacked for it lets other tasks run in between.
+    pub async fn read(route: Route, inbound: Inbound<'_>, body: Bytes) -> Self {
         let Inbound { method, target, lines, known } = inbound;
         let mut asked = Self {
             route,
@@ -83,7 +82,8 @@ impl Asked {
             let model = content_type.and_then(|content_type| scan::multipart_model(&body, content_type));
             asked.model = model.map(|model| Text::part_of(&body, &model));
         } else if is_zstd(route, &known) {
-            match scan::zstd(&body) {
+            // In a box: the unpacking's state is large, and other requests would carry it along.
+            match Box::pin(scan::zstd_in_turns(&body)).await {
                 Some(plain) => asked.take(&scan::scan(&plain, route)),
                 None => asked.readable = false,
             }
