@@ -22,7 +22,7 @@ pub use chunked::Chunks;
 pub use decode::{ResponseDecoder, head_end};
 pub use encode::{RequestHead, encode_request};
 pub use lines::{Lines, push_decimal};
-pub use request::{BodyDecoder, BodyFraming, InboundHead, LineRoom, Refused, line_room, parse_request};
+pub use request::{BodyDecoder, BodyFraming, InboundHead, LineRoom, Refused, blank_lines, line_room, parse_request};
 pub(crate) use says::tokens;
 
 use http::StatusCode;

@@ -66,6 +66,19 @@ pub enum Refused {
     Coding,
 }
 
+/// Length of the empty lines at the start of `input`, which are no part of a request. Source: RFC 9112 §2.2.
+#[must_use]
+pub fn blank_lines(input: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        match &input[at..] {
+            [b'\n', ..] => at += 1,
+            [b'\r', b'\n', ..] => at += 2,
+            _ => return at,
+        }
+    }
+}
+
 /// Parses the head at the start of `input`; `None` while it is not complete. `bytes_max` bounds it.
 ///
 /// Lines may end with a bare LF, and empty lines may stand before the first, as Go has it.
@@ -111,10 +124,14 @@ pub fn parse_request<'h, 'b>(
 fn framing(says: &Says) -> Result<(BodyFraming, bool), Refused> {
     let length = match says.length {
         Length::Absent => None,
-        // The same length several times is one length. Source: Go, net/http transfer.go.
-        Length::Once(length) | Length::Repeated(length) => Some(length),
-        Length::Bad => return Err(Refused::Malformed("Content-Length")),
+        // The same length several times is one length; none has 64 bits. Source: Go, net/http transfer.go.
+        Length::Once(length) | Length::Repeated(length) if i64::try_from(length).is_ok() => Some(length),
+        Length::Once(_) | Length::Repeated(_) | Length::Bad => return Err(Refused::Malformed("Content-Length")),
     };
+    // `identity`, lists and empty values are where servers differ. Source: Go, net/http transfer.go.
+    if says.coding_is_odd {
+        return Err(Refused::Coding);
+    }
     match says.coding {
         Coding::Unsupported => Err(Refused::Coding),
         // Chunked wins; nothing may follow it. Source: RFC 9112 §6.1.
@@ -226,12 +243,14 @@ mod tests {
         assert_eq!(framed("Content-Length: 7\r\nContent-Length: 7\r\n"), Ok((BodyFraming::Length(7), false)));
         assert_eq!(framed("Transfer-Encoding: Chunked\r\n"), Ok((BodyFraming::Chunked, false)));
         assert_eq!(framed("Transfer-Encoding: chunked\r\nContent-Length: 7\r\n"), Ok((BodyFraming::Chunked, true)));
-        for bad in ["7, 7", "+7", "-1", "0x7", "7 7", "", "99999999999999999999"] {
+        for bad in ["7, 7", "+7", "-1", "0x7", "7 7", "", "9223372036854775808", "99999999999999999999"] {
             let length = framed(&format!("Content-Length: {bad}\r\n"));
             assert_eq!(length, Err(Refused::Malformed("Content-Length")), "{bad}");
         }
         assert!(framed("Content-Length: 7\r\nContent-Length: 8\r\n").is_err());
-        for bad in ["gzip", "gzip, chunked", "chunked, chunked", "xchunked", "chunked, identity"] {
+        for bad in
+            ["gzip", "gzip, chunked", "chunked, chunked", "xchunked", "chunked, identity", "identity", "", "chunked,"]
+        {
             assert_eq!(framed(&format!("Transfer-Encoding: {bad}\r\n")), Err(Refused::Coding), "{bad}");
         }
     }

@@ -36,6 +36,8 @@ pub(crate) enum Coding {
 pub(crate) struct Says {
     pub(crate) length: Length,
     pub(crate) coding: Coding,
+    /// `Transfer-Encoding` said something else than the one word `chunked`, if only `identity` or nothing.
+    pub(crate) coding_is_odd: bool,
     /// `Connection: close`.
     pub(crate) close: bool,
     /// `Connection: keep-alive`.
@@ -70,6 +72,7 @@ impl Says {
     }
 
     fn note_coding(&mut self, value: &[u8]) {
+        self.coding_is_odd |= !value.eq_ignore_ascii_case(b"chunked");
         for coding in tokens(value) {
             let chunked = coding.eq_ignore_ascii_case(b"chunked");
             self.coding = match self.coding {

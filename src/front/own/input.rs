@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::Connection;
-use crate::http1::{BodyDecoder, BodyFraming, Item, Refused, head_end, line_room, parse_request};
+use crate::http1::{BodyDecoder, BodyFraming, Item, Refused, blank_lines, head_end, line_room, parse_request};
 use crate::proxy::body::BodySource;
 use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
@@ -77,10 +77,10 @@ impl Connection {
     /// The head that lies in the buffer; gives the buffer back if that is empty.
     fn buffered_head(&self, searched: &mut usize) -> Option<Next> {
         let mut input = self.input.borrow_mut();
-        if *searched == 0 {
-            // Empty lines before a request are no part of it. Source: RFC 9112 §2.2.
-            let blank = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let blank = blank_lines(&input);
+        if blank > 0 {
             input.advance(blank);
+            *searched = 0;
         }
         if input.is_empty() {
             self.client.local.buffers.reclaim_input(std::mem::take(&mut *input));
