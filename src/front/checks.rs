@@ -186,12 +186,20 @@ fn malformed(asking: &Asking<'_>) -> Option<Response<OutBody>> {
     if asking.known.hosts > 1 {
         return bad("400 Bad Request: too many Host headers");
     }
+    if asking.known.host.is_some_and(|host| !host.iter().all(|&byte| is_of_host(byte))) {
+        return bad("400 Bad Request: malformed Host header");
+    }
     if asking.known.expect.is_some_and(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
         let mut response = answer::empty(StatusCode::EXPECTATION_FAILED);
         answer::close(&mut response);
         return Some(response);
     }
     None
+}
+
+/// What a `Host` may hold. Source: Go, net/http; RFC 3986 §3.2.2.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
 }
 
 fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<OutBody> {

@@ -109,7 +109,8 @@ impl Connection {
                 Next::Closed => return None,
             };
             match self.request(head).await {
-                Served::Next => {}
+                // Idle from now on, however long the client took to read its answer.
+                Served::Next => self.client.idle(),
                 Served::Last => {
                     self.close().await;
                     return None;
@@ -279,17 +280,24 @@ impl Connection {
         mut next: impl FnMut(&mut Context<'_>, &mut dyn FnMut(Payload<'_>)) -> (Turn, bool),
     ) -> Result<(), Gone> {
         let (mut blocked, mut ended) = (false, false);
+        // Of an announced length, what is still owed to the client.
+        let mut owed = framing.length();
         std::future::poll_fn(|cx| {
             self.client.watch.listen(cx);
             loop {
                 if ended {
-                    return self.poll_flush(cx);
+                    let flushed = ready!(self.poll_flush(cx));
+                    // Too little: the connection's end says so, or the client would take the next answer for the rest.
+                    return Poll::Ready(if owed > 0 { Err(Gone) } else { flushed });
                 }
                 if blocked && self.poll_flush(cx)?.is_pending() {
                     return self.poll_gone(cx).map(|()| Err(Gone));
                 }
                 let mut output = self.lent_output();
-                let (turn, last) = next(cx, &mut |payload| output::payload(&mut output, framing, payload));
+                let (turn, last) = next(cx, &mut |payload| match framing {
+                    Framing::Length(_) => payload.each(|part| output::owed(&mut output, &mut owed, part)),
+                    framing => output::payload(&mut output, framing, payload),
+                });
                 match turn {
                     Poll::Ready(Some(Ok(()))) if !last => blocked = true,
                     Poll::Ready(Some(Ok(())) | None) => {
@@ -417,7 +425,11 @@ impl Connection {
             if ready!(Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(cx)).is_err() {
                 return Poll::Ready(());
             }
-            while forgotten < FORGOTTEN_BYTES_MAX && client.watch.fired().is_none() {
+            while client.watch.fired().is_none() {
+                if forgotten >= FORGOTTEN_BYTES_MAX {
+                    // The rest stays in the socket: the client has its answer for as long as we wait.
+                    return Poll::Pending;
+                }
                 match ready!(self.poll_fill(cx)) {
                     Ok(count) if count > 0 => forgotten += count,
                     _ => break,

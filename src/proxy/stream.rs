@@ -127,9 +127,6 @@ impl TailBody {
     ) -> Poll<Option<Result<(), BodyError>>> {
         loop {
             let Some(exchange) = &mut self.exchange else { return Poll::Ready(None) };
-            if self.client.watch.fired() == Some(Expiry::StreamIdle) {
-                return Poll::Ready(self.lose("the node fell silent", take));
-            }
             if self.client.local.shared.phase() == Phase::Ending {
                 return Poll::Ready(self.lose("the gate is shutting down", take));
             }
@@ -151,6 +148,10 @@ impl TailBody {
             });
             let ended = exchange.is_end();
             match polled {
+                // Only now: the client may have been the slow one, and what the node sent meanwhile lies in its socket.
+                Poll::Pending if self.client.watch.fired() == Some(Expiry::StreamIdle) => {
+                    return Poll::Ready(self.lose("the node fell silent", take));
+                }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
                     self.complete(&mut give);

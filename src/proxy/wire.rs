@@ -112,6 +112,8 @@ impl Wire {
         self.decoder.restart(request.is_head, spare);
         self.sent = 0;
         self.request_len = request.len();
+        // A connection with these set was not kept (see `rest`).
+        debug_assert!(!self.close && self.write_error.is_none() && self.pending.is_empty() && self.delayed.is_none());
         self.sending_stopped = false;
         self.sent_at_us = None;
         self.heard = false;

@@ -63,6 +63,8 @@ impl Connection {
                 match self.buffered_head(&mut searched) {
                     Some(next) => return Poll::Ready(next),
                     None if self.is_over() => return Poll::Ready(Next::Closed),
+                    // Its first bytes may have come while the answer before it was sent.
+                    None if !self.input.borrow().is_empty() => self.head_begins(),
                     None => {}
                 }
                 match ready!(self.poll_fill(cx)) {
@@ -89,7 +91,13 @@ impl Connection {
         if let Some(end) = head_end(&input, searched.saturating_sub(3)) {
             return Some(Next::Head(input.split_to(end).freeze()));
         }
+        let fresh = input.get(*searched..).unwrap_or_default();
+        let judged = *searched == 0 || fresh.contains(&b'\n') || input.len() >= self.head_bytes_max();
         *searched = input.len();
+        if !judged {
+            // Else a head that comes byte by byte would be read as often as it has bytes.
+            return None;
+        }
         // What is no head will not become one by waiting.
         parse_request(&input, self.head_bytes_max(), &mut line_room()).err().map(Next::Refused)
     }
@@ -190,7 +198,7 @@ impl BodySource for Body<'_> {
         let local = &connection.client.local;
         if connection.body.borrow().expects && connection.input.borrow().is_empty() {
             connection.body.borrow_mut().expects = false;
-            connection.output.borrow_mut().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            connection.lent_output().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         // Only what was just written stands there, and no client sends a body without reading: a turn at most.
         if ready!(connection.poll_flush(cx)).is_err() {

@@ -20,6 +20,16 @@ pub(super) enum Framing {
     Chunked,
 }
 
+impl Framing {
+    /// Bytes that were announced.
+    pub(super) fn length(self) -> u64 {
+        match self {
+            Self::Length(length) => length,
+            Self::None | Self::Chunked => 0,
+        }
+    }
+}
+
 /// What a head is made of.
 pub(super) struct Head<'a> {
     pub(super) status: StatusCode,
@@ -112,6 +122,13 @@ pub(super) fn piece(out: &mut Vec<u8>, framing: Framing, piece: &[u8]) {
             out.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// Appends a piece of a body with a length, and not a byte beyond it: that would begin the next answer.
+pub(super) fn owed(out: &mut Vec<u8>, owed: &mut u64, piece: &[u8]) {
+    let take = usize::try_from(*owed).map_or(piece.len(), |owed| owed.min(piece.len()));
+    out.extend_from_slice(&piece[..take]);
+    *owed -= take as u64;
 }
 
 /// Appends payload as the node framed it: whole chunks as they are.
