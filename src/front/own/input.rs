@@ -17,6 +17,8 @@ use crate::shared::Phase;
 /// Room that is made for an announced body at once; beyond it, room follows the bytes. Only what is written to costs
 /// memory.
 const RESERVED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// The same for a body that is passed on piece by piece: whoever takes the pieces slowly holds several of them.
+const PIECE_BYTES_MAX: u64 = 64 * 1024;
 /// Room made when a buffer is full and nothing says how much more there is.
 const GROW_BYTES: usize = 32 * 1024;
 /// Bytes of later requests that are read while one is being answered; beyond it they wait in the socket.
@@ -128,7 +130,12 @@ impl Connection {
             input.reserve(GROW_BYTES);
         }
         // AsyncRead rather than try_read: after a short read it clears the readiness without another system call.
-        pin!(stream.read_buf(&mut *input)).poll(cx)
+        let read = pin!(stream.read_buf(&mut *input)).poll(cx);
+        if read.is_pending() && input.is_empty() {
+            // Readiness was stale: nothing came, and nobody knows when something will.
+            self.client.local.buffers.reclaim_input(std::mem::take(&mut *input));
+        }
+        read
     }
 
     /// Resolves when the client has left. To be polled while its answer is waited for; what it sends meanwhile is kept.
@@ -145,7 +152,8 @@ impl Connection {
     /// Makes room for what is known to come.
     fn expect_bytes(&self, left: u64) {
         let mut input = self.input.borrow_mut();
-        let missing = left.min(RESERVED_BYTES_MAX).saturating_sub(input.len() as u64);
+        let most = if self.body.borrow().whole { RESERVED_BYTES_MAX } else { PIECE_BYTES_MAX };
+        let missing = left.min(most).saturating_sub(input.len() as u64);
         if input.capacity() > 0 || missing > 0 {
             reserve(&mut input, usize::try_from(missing).unwrap_or(0));
         }
