@@ -109,6 +109,11 @@ impl Key {
     /// The key of a name as sent.
     #[must_use]
     pub fn of(sent: &str) -> Self {
+        if is_key(sent) {
+            let mut bytes = [0; KEY_BYTES_IN_PLACE];
+            bytes[..sent.len()].copy_from_slice(sent.as_bytes());
+            return Self(Room::InPlace { bytes, length: u8::try_from(sent.len()).unwrap_or(0) });
+        }
         match parse(sent) {
             Ok(name) if name.display_bytes() + CLOUD_MARK.len() <= KEY_BYTES_IN_PLACE => {
                 let (mut bytes, mut length) = ([0; KEY_BYTES_IN_PLACE], 0);
@@ -257,6 +262,20 @@ fn split(reference: Reference<'_>, source: Source) -> Option<Name<'_>> {
     name(if host.is_empty() { DEFAULT_HOST } else { host }, namespace, model)
 }
 
+/// Whether a name as sent is its own key: `model:tag` in small letters, the usual case, seen in one look. What may end
+/// in a source suffix is left to the parser.
+fn is_key(sent: &str) -> bool {
+    let bytes = sent.as_bytes();
+    let Some(colon) = memchr::memchr(b':', bytes) else { return false };
+    let (model, tag) = (&bytes[..colon], &bytes[colon + 1..]);
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let valid = |part: &[u8]| {
+        part.first().is_some_and(|&first| word(first)) && part.iter().all(|&b| word(b) || b == b'-' || b == b'.')
+    };
+    let has_source = tag == b"local" || tag.ends_with(b"cloud");
+    bytes.len() <= PART_BYTES_MAX && valid(model) && valid(tag) && !has_source
+}
+
 fn valid_part(part: &str, bytes_max: usize, also: impl Fn(u8) -> bool) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let (Some(first), true) = (part.bytes().next(), part.len() <= bytes_max) else { return false };
@@ -374,5 +393,18 @@ mod tests {
             assert_eq!(Key::of(name).as_str(), &*key(name), "{name}");
         }
         assert_eq!(Key::of(&long).as_str(), long.to_lowercase());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_name_that_is_its_own_key_is_seen_at_a_glance(name in "[a-zA-Z0-9_.:/-]{0,12}", suffix in "(:cloud|-cloud|:local|cloud|:latest|)") {
+            let sent = format!("{name}{suffix}");
+            let slow = match parse(&sent) {
+                Ok(name) => name.key(),
+                Err(_) => sent.trim().to_lowercase(),
+            };
+            let quick = Key::of(&sent);
+            proptest::prop_assert_eq!(quick.as_str(), slow);
+        }
     }
 }

@@ -333,11 +333,19 @@ impl Probe {
                 1
             }
             _ if byte.is_ascii_whitespace() => 1,
-            _ => {
-                self.kept_bytes = 0;
-                self.state = State::Scalar;
-                0
-            }
+            _ => match end_of_scalar(bytes) {
+                // Here whole, as nearly always.
+                Some(end) if end <= KEPT_BYTES => {
+                    self.record.scalar(self.slot, bytes.get(..end).unwrap_or_default());
+                    self.state = State::AfterValue;
+                    end
+                }
+                _ => {
+                    self.kept_bytes = 0;
+                    self.state = State::Scalar;
+                    0
+                }
+            },
         }
     }
 
@@ -362,7 +370,7 @@ impl Probe {
     }
 
     fn scalar(&mut self, bytes: &[u8]) -> usize {
-        let end = bytes.iter().position(|&byte| matches!(byte, b',' | b'}' | b']') || byte.is_ascii_whitespace());
+        let end = end_of_scalar(bytes);
         let text = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
         self.keep(text);
         if end.is_some() {
@@ -448,8 +456,27 @@ impl Probe {
 /// The short string that begins here with its quote, if it is here whole and without an escape.
 fn whole_string(bytes: &[u8]) -> Option<&[u8]> {
     let text = bytes.get(1..)?;
-    let end = text.iter().take(KEPT_BYTES + 1).position(|&byte| matches!(byte, b'"' | b'\\'))?;
+    let mut end = 0;
+    for chunk in text.chunks_exact(8).take(KEPT_BYTES / 8) {
+        let word = word::of(chunk)?;
+        if let Some(hit) = word::first(word::equal(word, b'"') | word::equal(word, b'\\')) {
+            end += hit;
+            return if text.get(end) == Some(&b'"') { text.get(..end) } else { None };
+        }
+        end += 8;
+    }
+    // Short of a word, or at the bound.
+    let rest = text.get(end..KEPT_BYTES + 1).or_else(|| text.get(end..))?;
+    end += rest.iter().position(|&byte| matches!(byte, b'"' | b'\\'))?;
     if text.get(end) == Some(&b'"') { text.get(..end) } else { None }
+}
+
+/// Where a number or a word ends: at white space, or what follows a value.
+fn end_of_scalar(bytes: &[u8]) -> Option<usize> {
+    // Mostly digits, and then the end.
+    let digits = bytes.iter().position(|byte| !byte.is_ascii_digit())?;
+    let ends = |byte: u8| byte <= b' ' || matches!(byte, b',' | b'}' | b']');
+    bytes.iter().skip(digits).position(|&byte| ends(byte)).map(|at| digits + at)
 }
 
 /// Where the next quote, bracket or brace is. They stand close together in ordinary records, but lists of numbers

@@ -166,6 +166,11 @@ fn set(place: &mut Option<u64>, value: Option<u64>) {
 
 /// A number times `unit`, rounded down. `None` for what is none, negative, or beyond `max`.
 fn number(text: &[u8], unit: f64, max: u64) -> Option<u64> {
+    // Eighteen digits always fit; counts and durations have fewer.
+    if unit == 1.0 && matches!(text.len(), 1..=18) && text.iter().all(u8::is_ascii_digit) {
+        let value = text.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
+        return (value <= max).then_some(value);
+    }
     let text = std::str::from_utf8(text).ok()?;
     let value = match text.parse::<u64>() {
         Ok(value) if unit == 1.0 => value,
