@@ -290,3 +290,90 @@ async fn chunks_of_a_node_stay_chunks_wherever_its_bytes_are_cut() {
         assert_eq!(chunks.len(), lines.len() + usize::from(inside), "cut at {cut}: {chunks:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_closes_the_idle_at_once_and_the_busy_after_their_answers() {
+    let (node, paces) = held();
+    let proxy = before(&node, "").await;
+    let (mut idle, mut silent) = (Client::connect(proxy.address).await, Client::connect(proxy.address).await);
+    idle.send(&request("GET", "/api/version", &[], b"")).await;
+    assert_eq!(idle.answer().await.unwrap().header("connection"), None);
+    let (mut waits, mut streams) = (Client::connect(proxy.address).await, Client::connect(proxy.address).await);
+    waits.send(&post("/api/generate", BODY)).await;
+    let waiting = paces.recv_async().await.unwrap();
+    streams.send(&post("/api/generate", r#"{"model":"m","prompt":"x"}"#)).await;
+    let streaming = paces.recv_async().await.unwrap();
+    streaming.send(Step::Send([chunked_head(NDJSON), chunk(b"{\"done\":false}\n")].concat())).unwrap();
+    assert_eq!(streams.begin().await.unwrap().header("connection"), None);
+    proxy.gate().drain();
+    assert!(idle.is_closed().await && silent.is_closed().await);
+    waiting.send(Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}".to_vec())).unwrap();
+    let answer = waits.answer().await.unwrap();
+    assert_eq!((answer.header("connection"), answer.text().as_str()), (Some("close"), "{}"));
+    assert!(waits.is_closed().await);
+    streaming.send(Step::Send([chunk(b"{\"done\":true}\n"), b"0\r\n\r\n".to_vec()].concat())).unwrap();
+    let mut text = Vec::new();
+    while let Some(chunk) = streams.chunk().await {
+        text.extend(chunk);
+    }
+    assert_eq!(text, b"{\"done\":false}\n{\"done\":true}\n");
+    assert!(streams.is_closed().await);
+    assert_eq!(proxy.shared().meters.sums().endings, [2, 0, 0, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_early_answer_is_read_beside_a_body_that_nobody_wants() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let node = Scripted::start(&["m:latest"], |_| answer("200 OK", JSON, b"{}"));
+    let proxy = before(&node, "limits: { max_body: 1MiB }").await;
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n3fffffff\r\n";
+    for framing in ["Content-Length: 1073741824\r\n\r\n", chunked] {
+        let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+        let (mut reading, mut writing) = stream.into_split();
+        let head = format!("POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\n{framing}");
+        writing.write_all(head.as_bytes()).await.unwrap();
+        let block = vec![b' '; 256 * 1024];
+        let write = async { while writing.write_all(&block).await.is_ok() {} };
+        let mut answer = Vec::new();
+        let read = async {
+            let _ = reading.read_to_end(&mut answer).await;
+        };
+        tokio::join!(write, read);
+        let text = String::from_utf8_lossy(&answer);
+        assert!(
+            text.starts_with("HTTP/1.1 413 ") && text.contains("Connection: close") && text.ends_with('}'),
+            "{text}"
+        );
+    }
+    eventually("both are gone", || async { proxy.shared().connections() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_word_is_given_only_to_a_client_that_waits_for_it() {
+    let node = Scripted::start(&["m:latest"], |_| answer("200 OK", JSON, b"{}"));
+    let proxy = before(&node, "limits: { max_body: 1MiB }").await;
+    let head = |length: usize| {
+        let lines = format!("Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+        format!("POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}").into_bytes()
+    };
+    // With its body behind it, in one write; twice on one connection.
+    let mut client = Client::connect(proxy.address).await;
+    for _ in 0..2 {
+        client.send(&[&head(BODY.len())[..], BODY.as_bytes()].concat()).await;
+        assert_eq!(client.interim().await, "HTTP/1.1 200 OK");
+        assert_eq!(client.answer().await.unwrap().text(), "{}");
+    }
+    // And one that waits, on the same connection.
+    client.send(&head(BODY.len())).await;
+    assert_eq!(client.interim().await, "HTTP/1.1 100 Continue");
+    client.send(BODY.as_bytes()).await;
+    assert_eq!(client.answer().await.unwrap().text(), "{}");
+    // No body at all, and one that is not wanted.
+    client.send(&head(0)).await;
+    assert!(!client.interim().await.contains(" 100 "));
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&head(2 << 20)).await;
+    assert!(client.interim().await.starts_with("HTTP/1.1 413 "));
+    assert_eq!(client.answer().await.unwrap().header("connection"), Some("close"));
+    assert!(client.is_closed().await);
+}

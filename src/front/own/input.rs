@@ -204,8 +204,11 @@ impl BodySource for Body<'_> {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
         let connection = self.0;
         let local = &connection.client.local;
-        if connection.body.borrow().expects && connection.input.borrow().is_empty() {
-            connection.body.borrow_mut().expects = false;
+        // Once, and only to a client that has sent nothing of its body yet.
+        if std::mem::take(&mut connection.body.borrow_mut().expects)
+            && connection.input.borrow().is_empty()
+            && !connection.body.borrow().is_ended()
+        {
             connection.lent_output().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         // Only what was just written stands there, and no client sends a body without reading: a turn at most.
