@@ -1,7 +1,7 @@
 //! One client connection: the front that serves it, what comes before and after a request's handler.
 //!
-//! Called by worker for each accepted socket. [`own`] serves HTTP/1.1 without an allocation of its own; what it leaves to
-//! hyper ([`general`]) stays there for the rest of the connection. Both ask [`checks`] first and [`perform`] then.
+//! Called by worker for each accepted socket. `own` serves HTTP/1.1 without an allocation of its own; what it leaves to
+//! hyper (`general`) stays there for the rest of the connection. Both ask `checks` first and `perform` then.
 //! Everything here runs on the worker's thread; when the client leaves, the handler's future is dropped, and whatever it
 //! held gives itself back (see `proxy`). Must never wait for anything but the client's own bytes.
 //!
