@@ -188,6 +188,13 @@ impl<'a> Chunks<'a> {
         self.0
     }
 
+    /// The payload of the first, and the others.
+    #[must_use]
+    pub fn split_first(self) -> Option<(&'a [u8], Self)> {
+        let (payload, taken) = plain_chunk(self.0)?;
+        Some((payload, Self(&self.0[taken..])))
+    }
+
     /// The payload of each.
     pub fn payloads(self) -> impl Iterator<Item = &'a [u8]> {
         let mut rest = self.0;

@@ -140,8 +140,17 @@ impl Tail {
     pub fn push_payload(&mut self, payload: Payload<'_>) -> u64 {
         let before = self.bytes;
         match payload {
-            Payload::Chunks(chunks) if self.is_plain() => self.push_chunks(chunks),
-            payload => payload.each(|piece| self.push(piece)),
+            Payload::Piece(piece) => self.push(piece),
+            Payload::Chunks(mut chunks) => {
+                // The first ones tell what the answer is; mostly one is enough.
+                while !self.is_plain()
+                    && let Some((first, others)) = chunks.split_first()
+                {
+                    self.push(first);
+                    chunks = others;
+                }
+                self.push_chunks(chunks);
+            }
         }
         self.bytes - before
     }
