@@ -60,12 +60,6 @@ impl Lines {
         &self.bytes
     }
 
-    /// No lines.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
     /// The buffer, to be used again.
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {

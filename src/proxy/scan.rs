@@ -18,7 +18,7 @@ use crate::dialect::Route;
 
 pub use multipart::multipart_model;
 pub use read::scan;
-pub use zstd::{DECODED_BYTES_MAX, WINDOW_BYTES_MAX, zstd, zstd_in_turns};
+pub use zstd::{DECODED_BYTES_MAX, WINDOW_BYTES_MAX, zstd_in_turns};
 
 /// Why a body tells us nothing. The node words the error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,6 @@
 //! The HTTP/1.1 client of one worker towards the nodes: one attempt at one node, polled inside the request's own task.
 //!
-//! Called by the proxy: [`Upstreams::begin`] → [`Exchange::head`] → [`Exchange::poll_data`] until [`Exchange::is_end`].
+//! Called by the proxy: [`Upstreams::begin`] → [`Exchange::head`] → [`Exchange::poll_payload`] until [`Exchange::is_end`].
 //! An exchange may be dropped at any await: nothing is lost then, its connection and what it holds (the permit) go to
 //! [`super::lingering`], which closes it when the node can bear it (I12). Must never choose a node, retry on another,
 //! wait on a timer of its own (only `dial` does) or outlive its worker's thread.

@@ -18,16 +18,9 @@ const TURN_BYTES: usize = 128 << 10;
 /// Magic number and length of a frame of other data.
 const SKIPPED_HEAD: usize = 8;
 
-/// A decoded copy of the body. `None` when it is not zstd, is cut short, or exceeds Ollama's limits: the node refuses it
-/// in its own words. Costs milliseconds for megabytes: where others wait for the thread, use [`zstd_in_turns`].
-#[must_use]
-pub fn zstd(body: &[u8]) -> Option<Vec<u8>> {
-    let mut unpacking = Unpacking::new(body);
-    while unpacking.turn()? {}
-    Some(unpacking.out)
-}
-
-/// As [`zstd`], letting the thread's other tasks run after each block of at most 128 KiB. Cancel safe: nothing is kept.
+/// A decoded copy of the body, made in turns: the thread's other tasks run after each block of at most 128 KiB. `None` when
+/// it is not zstd, is cut short, or exceeds Ollama's limits: the node refuses it in its own words. Cancel safe: nothing is
+/// kept.
 pub async fn zstd_in_turns(body: &[u8]) -> Option<Vec<u8>> {
     let mut unpacking = Unpacking::new(body);
     while unpacking.turn()? {
@@ -89,6 +82,13 @@ impl<'b> Unpacking<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The same in one go.
+    fn zstd(body: &[u8]) -> Option<Vec<u8>> {
+        let mut unpacking = Unpacking::new(body);
+        while unpacking.turn()? {}
+        Some(unpacking.out)
+    }
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
     fn packed(text: &[u8]) -> Vec<u8> {
