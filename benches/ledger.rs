@@ -11,13 +11,16 @@
 
 #[path = "support/counted.rs"]
 mod counted;
+#[path = "support/event.rs"]
+mod event;
 
 use std::hint::black_box;
 
 use counted::print_allocations;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use event::{MODELS, NODES, outcome};
 use herdgate::clock::Clock;
-use herdgate::ids::{KeyId, ModelId, NodeId, WorkerId};
+use herdgate::ids::WorkerId;
 use herdgate::sync::Arc;
 use herdgate::usage::core::{Core, Links};
 use herdgate::usage::counters::PairCounters;
@@ -27,35 +30,12 @@ use herdgate::usage::meters::Meters;
 use herdgate::usage::names::Names;
 use herdgate::usage::recorder::{Recorder, Ring};
 use herdgate::usage::writer::{Desk, Opener, Writer};
-use herdgate::usage::{Count, Ending, Outcome, Tokens};
 
-const NODES: u32 = 20;
-const MODELS: u32 = 50;
 /// Events of a tick at 5,000 requests a second.
 const TICK_EVENTS: u32 = 500;
 const FOLD_EVENTS: u32 = 10_000;
 /// 2026-03-01 12:00:00 UTC.
 const NOON: u64 = 1_772_366_400_000;
-
-/// The `n`-th event: spread over nodes and models as if at random, the same in every run.
-fn event(clock: &Clock, n: u32) -> Outcome {
-    let spread = n.wrapping_mul(0x9E37_79B9);
-    Outcome {
-        minute: clock.minute(),
-        node: NodeId((spread >> 8) % NODES),
-        model: ModelId(2 + (spread >> 16) % MODELS),
-        key: KeyId::NONE,
-        ending: Ending::Completed,
-        status: 200,
-        count: Count::Exact(Tokens { input: 100, cached: 0, output: 200 }),
-        load_ns: 0,
-        prompt_eval_ns: 1_000_000,
-        eval_ns: 2_000_000,
-        queue_us: 0,
-        first_byte_us: 20_000,
-        total_us: 900_000,
-    }
-}
 
 /// A ledger without threads.
 struct Bench {
@@ -94,7 +74,7 @@ impl Bench {
 
     fn record(&mut self) {
         for _ in 0..TICK_EVENTS {
-            self.recorder.record(&event(&self.clock, self.next), None);
+            self.recorder.record(&outcome(self.clock.minute(), self.next), None);
             self.next = self.next.wrapping_add(1);
         }
     }
@@ -110,11 +90,11 @@ impl Bench {
 fn record(c: &mut Criterion) {
     let (ring, meters, clock) = (Arc::new(Ring::new(1 << 16)), Arc::new(Meters::new(1)), Clock::manual(NOON));
     let recorder = Recorder::new(WorkerId(0), ring.clone(), meters);
-    let (pair, outcome) = (PairCounters::new(1), event(&clock, 1));
+    let (pair, event) = (PairCounters::new(1), outcome(clock.minute(), 1));
     print_allocations("ledger/record", move || {
         let (ring, meters) = (Arc::new(Ring::new(1 << 16)), Arc::new(Meters::new(1)));
         let (recorder, pair) = (Recorder::new(WorkerId(0), ring, meters), PairCounters::new(1));
-        move || recorder.record(&outcome, Some(&pair))
+        move || recorder.record(&event, Some(&pair))
     });
     let mut group = c.benchmark_group("ledger");
     group.throughput(Throughput::Elements(1000));
@@ -123,7 +103,7 @@ fn record(c: &mut Criterion) {
             || ring.drain(|_| {}),
             |_| {
                 for _ in 0..1000 {
-                    recorder.record(black_box(&outcome), Some(&pair));
+                    recorder.record(black_box(&event), Some(&pair));
                 }
             },
             BatchSize::PerIteration,
@@ -141,7 +121,7 @@ fn fold(c: &mut Criterion) {
         b.iter_batched(
             || {
                 for n in 0..FOLD_EVENTS {
-                    assert!(ring.push(&event(&clock, n)));
+                    assert!(ring.push(&outcome(clock.minute(), n)));
                 }
             },
             |()| ring.drain(|event| fold.add(event, 0)),

@@ -21,6 +21,8 @@
 
 #[path = "support/counted.rs"]
 mod counted;
+#[path = "support/event.rs"]
+mod event;
 #[path = "support/herd.rs"]
 mod herd;
 #[path = "support/threads.rs"]
@@ -32,12 +34,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use counted::print_allocations;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use event::{outcome, place};
 use herdgate::admin::usage_state;
 use herdgate::clock::Clock;
 use herdgate::config::{self, Sources};
 use herdgate::fleet::{Model, Snapshot};
 use herdgate::gate::Gate;
-use herdgate::ids::{KeyId, ModelId, NodeId, UnixMinute, WorkerId};
+use herdgate::ids::{UnixMinute, WorkerId};
 use herdgate::live::Live;
 use herdgate::routing::{Ask, Choice, pick};
 use herdgate::slots::{Limit, Permit};
@@ -45,7 +48,6 @@ use herdgate::sync::{Arc, AtomicBool, Ordering, spawn_thread};
 use herdgate::usage::fold::Fold;
 use herdgate::usage::meters::Meters;
 use herdgate::usage::recorder::{Recorder, Ring};
-use herdgate::usage::{Count, Ending, Outcome, Tokens};
 use herdgate_locked::{Event, Locked, Models, Name, Publishing};
 use threads::share;
 
@@ -273,29 +275,13 @@ async fn look(baseline: &Baseline) {
     assert_eq!(black_box(loaded), 8);
 }
 
-/// An event of 50 models on 20 nodes, spread as if at random.
-fn place(n: u64) -> (u32, u32) {
-    let spread = u32::try_from(n & 0xFFFF_FFFF).unwrap().wrapping_mul(0x9E37_79B9);
-    ((spread >> 8) % 20, (spread >> 16) % 50)
+fn noon() -> UnixMinute {
+    UnixMinute(u32::try_from(NOON / 60).unwrap())
 }
 
-fn outcome(n: u64) -> Outcome {
-    let (node, model) = place(n);
-    Outcome {
-        minute: UnixMinute(u32::try_from(NOON / 60).unwrap()),
-        node: NodeId(node),
-        model: ModelId(2 + model),
-        key: KeyId::NONE,
-        ending: Ending::Completed,
-        status: 200,
-        count: Count::Exact(Tokens { input: 100, cached: 0, output: 200 }),
-        load_ns: 0,
-        prompt_eval_ns: 1_000_000,
-        eval_ns: 2_000_000,
-        queue_us: 0,
-        first_byte_us: 20_000,
-        total_us: 900_000,
-    }
+/// Events are told apart by what fits their place.
+fn number(event: u64) -> u32 {
+    u32::try_from(event & 0xFFFF_FFFF).unwrap()
 }
 
 /// `EVENTS` from each of several producers at once, then ring to rows on this thread.
@@ -304,7 +290,7 @@ fn fold_events(threads: usize) -> Duration {
     let (produced, mut fold) = (rings.clone(), Fold::default());
     let producing = share(threads, EVENTS, move |thread| {
         let recorder = Recorder::new(WorkerId(thread), Arc::clone(&produced[thread]), Arc::clone(&meters));
-        move |n| (0..n).for_each(|event| recorder.record(&outcome(event), None))
+        move |n| (0..n).for_each(|event| recorder.record(&outcome(noon(), number(event)), None))
     });
     let mut seen = 0;
     let folding = timed(|| seen = rings.iter().map(|ring| ring.drain(|event| fold.add(event, 0)) as u64).sum());
@@ -322,7 +308,7 @@ fn account_events(threads: usize) -> Duration {
         let (spent, nodes, models) = (Arc::clone(&spent), Arc::clone(&nodes), Arc::clone(&models));
         move |n| {
             for event in 0..n {
-                let (node, model) = place(event);
+                let (node, model) = place(number(event));
                 let (node, model) = (nodes[node as usize].clone(), models[model as usize].clone());
                 spent.spend(Event { node, model, input: 100, output: 200, detail: () });
             }
@@ -346,7 +332,7 @@ fn token(c: &mut Criterion) {
         let (ring, meters) = (Arc::new(Ring::new(1 << 16)), Arc::new(Meters::new(1)));
         let recorder = Recorder::new(WorkerId(0), Arc::clone(&ring), meters);
         move || {
-            recorder.record(&outcome(1), None);
+            recorder.record(&outcome(noon(), 1), None);
             ring.drain(|_| {});
         }
     });
