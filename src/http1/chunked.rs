@@ -77,17 +77,17 @@ impl Chunked {
         Ok(Step::More)
     }
 
-    /// Length of the whole plain chunks that `input` begins with, where a chunk is due: no extension, none empty. They
-    /// count as taken.
-    pub(super) fn run(&mut self, input: &[u8]) -> usize {
+    /// The whole plain chunks that `input` begins with, where a chunk is due: no extension, none empty. They count as
+    /// taken.
+    pub(super) fn run<'a>(&mut self, input: &'a [u8]) -> Chunks<'a> {
+        let mut run = Chunks::none(input);
         if !matches!(self.at, At::Size) || self.digits > 0 {
-            return 0;
+            return run;
         }
-        let mut at = 0;
-        while let Some((_, taken)) = plain_chunk(&input[at..]) {
-            at += taken;
+        while let Some((payload, taken)) = plain_chunk(&input[run.to..]) {
+            run.note(payload, taken);
         }
-        at
+        run
     }
 
     /// Takes one framing byte; true after the last one of the message.
@@ -177,31 +177,100 @@ fn plain_chunk(input: &[u8]) -> Option<(&[u8], usize)> {
     (size > 0 && input[digits..].starts_with(b"\r\n") && end == b"\r\n").then_some((payload, digits + 4 + size))
 }
 
-/// Whole plain chunks, as they stand on the wire.
+/// Chunks at the end of a run whose places are remembered; a power of two.
+const LAST_CHUNKS: usize = 8;
+
+/// Whole plain chunks, as they stand on the wire, and what was seen of them when they were found: nobody who only needs
+/// the sums or the last ones goes through them again.
 #[derive(Clone, Copy, Debug)]
-pub struct Chunks<'a>(pub(super) &'a [u8]);
+pub struct Chunks<'a> {
+    input: &'a [u8],
+    /// They lie in `input[from..to]`.
+    from: usize,
+    to: usize,
+    count: usize,
+    payload_bytes: usize,
+    /// Of the chunks seen so far; never less than the longest that is left.
+    longest: usize,
+    all_end_lines: bool,
+    /// Where the last ones begin: that of chunk `n` is at `n % LAST_CHUNKS`.
+    starts: [usize; LAST_CHUNKS],
+    seen: usize,
+}
 
 impl<'a> Chunks<'a> {
+    pub(super) fn none(input: &'a [u8]) -> Self {
+        Self {
+            input,
+            from: 0,
+            to: 0,
+            count: 0,
+            payload_bytes: 0,
+            longest: 0,
+            all_end_lines: true,
+            starts: [0; LAST_CHUNKS],
+            seen: 0,
+        }
+    }
+
+    fn note(&mut self, payload: &[u8], taken: usize) {
+        self.starts[self.seen % LAST_CHUNKS] = self.to;
+        self.seen += 1;
+        self.count += 1;
+        self.to += taken;
+        self.payload_bytes += payload.len();
+        self.longest = self.longest.max(payload.len());
+        self.all_end_lines &= payload.last() == Some(&b'\n');
+    }
+
     /// The bytes, framing included.
     #[must_use]
     pub fn as_bytes(self) -> &'a [u8] {
-        self.0
+        &self.input[self.from..self.to]
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.count
+    }
+
+    /// Bytes of payload in all of them.
+    #[must_use]
+    pub fn payload_bytes(self) -> usize {
+        self.payload_bytes
+    }
+
+    /// Each ends with a line feed, and none has more than `bytes` bytes of payload.
+    #[must_use]
+    pub fn are_lines_within(self, bytes: usize) -> bool {
+        self.all_end_lines && self.longest <= bytes
     }
 
     /// The payload of the first, and the others.
     #[must_use]
     pub fn split_first(self) -> Option<(&'a [u8], Self)> {
-        let (payload, taken) = plain_chunk(self.0)?;
-        Some((payload, Self(&self.0[taken..])))
+        let (payload, taken) = plain_chunk(self.as_bytes())?;
+        let (from, count, payload_bytes) = (self.from + taken, self.count - 1, self.payload_bytes - payload.len());
+        Some((payload, Self { from, count, payload_bytes, ..self }))
     }
 
     /// The payload of each.
     pub fn payloads(self) -> impl Iterator<Item = &'a [u8]> {
-        let mut rest = self.0;
-        std::iter::from_fn(move || {
-            let (payload, taken) = plain_chunk(rest)?;
-            rest = &rest[taken..];
-            Some(payload)
-        })
+        payloads(self.as_bytes())
     }
+
+    /// The payloads of the last `count` of them, first to last; `None` where that many are not at hand.
+    pub fn last(self, count: usize) -> Option<impl Iterator<Item = &'a [u8]>> {
+        let first = self.starts[self.seen.checked_sub(count)? % LAST_CHUNKS];
+        (count <= self.count.min(LAST_CHUNKS)).then(|| payloads(&self.input[first..self.to]))
+    }
+}
+
+fn payloads(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (payload, taken) = plain_chunk(rest)?;
+        rest = &rest[taken..];
+        Some(payload)
+    })
 }

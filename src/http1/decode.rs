@@ -105,11 +105,10 @@ impl ResponseDecoder {
     /// Takes the whole plain chunks that `input` begins with, all at once; none where anything else is due. What follows
     /// them is for [`ResponseDecoder::feed`].
     pub fn run<'a>(&mut self, input: &'a [u8]) -> Chunks<'a> {
-        let length = match &mut self.state {
+        match &mut self.state {
             State::Chunked(chunked) => chunked.run(input),
-            _ => 0,
-        };
-        Chunks(&input[..length])
+            _ => Chunks::none(input),
+        }
     }
 
     /// The node closed its side: the end of a close-delimited body, else a cut.

@@ -193,7 +193,7 @@ impl TailBody {
         }
     }
 
-    fn report(&self) -> TailReport {
+    fn report(&mut self) -> TailReport {
         self.tail.finish(&self.facts)
     }
 

@@ -12,6 +12,7 @@
 pub(crate) mod probe;
 mod record;
 mod verdict;
+mod window;
 
 use memchr::{memchr, memchr_iter, memrchr};
 
@@ -22,9 +23,10 @@ use crate::usage::Count;
 
 use probe::Probe;
 use verdict::Passed;
+use window::{Kept, Window};
 
-/// Bytes kept of the end of a stream.
-pub const WINDOW_BYTES: usize = 2048;
+pub use window::WINDOW_BYTES;
+
 /// A longer line is read as it passes. Half a window, so that the last line and what precedes it both fit.
 pub const LONG_LINE_BYTES: usize = WINDOW_BYTES / 2;
 /// Lines with data that are read at the end of events: what counts is within the last three (text, usage, end mark).
@@ -163,26 +165,19 @@ impl Tail {
             && !self.first_is_read()
     }
 
-    /// Many tokens at once, as a node sends them that is faster than its way here: one look at each chunk's ends, and
-    /// only as much copied as the window holds.
+    /// Many tokens at once, as a node sends them that is faster than its way here: the last ones are kept, and of the
+    /// others only counted what was seen of them already.
     fn push_chunks(&mut self, chunks: Chunks<'_>) {
-        let (mut count, mut total) = (0, 0);
-        for payload in chunks.payloads() {
-            if payload.len() > LONG_LINE_BYTES || payload.last() != Some(&b'\n') {
-                return chunks.payloads().for_each(|payload| self.push(payload));
-            }
-            count += 1;
-            total += payload.len();
-        }
+        let last = if chunks.are_lines_within(LONG_LINE_BYTES) { self.chunks_read(chunks) } else { None };
+        let Some(last) = last.and_then(|last| chunks.last(last)) else {
+            return chunks.payloads().for_each(|payload| self.push(payload));
+        };
         // Two of each chunk's framing.
-        self.newlines += (memchr_iter(b'\n', chunks.as_bytes()).count() - 2 * count) as u64;
-        self.bytes += total as u64;
-        let mut left = total;
-        for payload in chunks.payloads() {
-            let skipped = left.saturating_sub(WINDOW_BYTES).min(payload.len());
-            self.window.skip(skipped);
-            self.window.push(&payload[skipped..]);
-            left -= payload.len();
+        self.newlines += (memchr_iter(b'\n', chunks.as_bytes()).count() - 2 * chunks.count()) as u64;
+        self.bytes += chunks.payload_bytes() as u64;
+        self.window.clear();
+        for payload in last {
+            self.window.push(payload);
             if let [.., one, two] = *payload {
                 self.last = [one, two];
             } else {
@@ -191,9 +186,17 @@ impl Tail {
         }
     }
 
+    /// How many of the last chunks hold as many lines of data as are read in the end; `None` if that is not easily seen.
+    fn chunks_read(&self, chunks: Chunks<'_>) -> Option<usize> {
+        let wanted = self.lines_read();
+        (wanted..=2 * LINES_READ).find(|&last| {
+            chunks.last(last).is_some_and(|payloads| payloads.filter(|payload| is_data(payload)).count() >= wanted)
+        })
+    }
+
     /// What the answer says, whole or cut.
     #[must_use]
-    pub fn finish(&self, request: &RequestFacts) -> TailReport {
+    pub fn finish(&mut self, request: &RequestFacts) -> TailReport {
         let facts = self.settled();
         let passed = Passed {
             bytes: self.bytes,
@@ -206,7 +209,7 @@ impl Tail {
 
     /// Where the stream stands, for an error of our own at its end.
     #[must_use]
-    pub fn facts(&self) -> TailFacts<'_> {
+    pub fn facts(&mut self) -> TailFacts<'_> {
         let streamed = match self.form {
             Form::Unknown => self.streamed && self.route.wire() != Wire::Single,
             Form::Value => false,
@@ -285,12 +288,13 @@ impl Tail {
     }
 
     /// What all that passed says together.
-    fn settled(&self) -> record::Facts {
+    fn settled(&mut self) -> record::Facts {
         if self.in_probe || self.window.is_empty() {
             return self.probe.facts;
         }
         let mut probe = Probe::with(self.route, self.probe.facts);
-        read_lines(&mut probe, &self.window.in_order(), self.lines_read());
+        let lines = self.lines_read();
+        read_lines(&mut probe, self.window.in_order(), lines);
         probe.facts
     }
 
@@ -298,9 +302,9 @@ impl Tail {
     fn read_window(&mut self) {
         if !self.window.is_empty() {
             // No more of what precedes the line than is there however the bytes were cut into pieces.
-            let kept = self.window.in_order().last(self.line_bytes + WINDOW_BYTES - LONG_LINE_BYTES);
             let lines = self.lines_read();
-            read_lines(&mut self.probe, &kept, lines);
+            let kept = self.window.in_order().last(self.line_bytes + WINDOW_BYTES - LONG_LINE_BYTES);
+            read_lines(&mut self.probe, kept, lines);
             self.window.clear();
         }
         if self.line_bytes == 0 {
@@ -311,8 +315,8 @@ impl Tail {
 
 /// Reads the last lines that hold data, oldest first: so many that have ended, and what there is of the one that has not,
 /// which is left open.
-fn read_lines(probe: &mut Probe, kept: &Kept, wanted: usize) {
-    let bytes = kept.bytes();
+fn read_lines(probe: &mut Probe, kept: Kept<'_>, wanted: usize) {
+    let bytes = kept.bytes;
     let mut lines = [&bytes[..0]; LINES_READ + 1];
     let (mut found, mut ended, mut end) = (0, 0, bytes.len());
     while ended < wanted.min(LINES_READ) && end > 0 {
@@ -345,86 +349,6 @@ fn is_data(line: &[u8]) -> bool {
 
 fn is_end_mark(line: &[u8]) -> bool {
     line.strip_prefix(b"data:").is_some_and(|data| data.trim_ascii() == b"[DONE]")
-}
-
-/// The last bytes of what was pushed, in a ring that is allocated at the first one.
-#[derive(Debug, Default)]
-struct Window {
-    ring: Option<Box<[u8; WINDOW_BYTES]>>,
-    /// Bytes pushed since it was empty.
-    pushed: usize,
-}
-
-/// The window's content from oldest to newest.
-struct Kept {
-    ordered: [u8; WINDOW_BYTES],
-    from: usize,
-    len: usize,
-    /// Something came before it.
-    cut: bool,
-}
-
-impl Kept {
-    fn bytes(&self) -> &[u8] {
-        self.ordered.get(self.from..self.len).unwrap_or_default()
-    }
-
-    /// Of it, the last so many bytes.
-    fn last(mut self, bytes: usize) -> Self {
-        if let Some(from) = self.len.checked_sub(bytes).filter(|&from| from > 0) {
-            (self.from, self.cut) = (from, true);
-        }
-        self
-    }
-}
-
-impl Window {
-    fn is_empty(&self) -> bool {
-        self.pushed == 0
-    }
-
-    fn clear(&mut self) {
-        self.pushed = 0;
-    }
-
-    /// Bytes that passed, and of which none will be within the window.
-    fn skip(&mut self, bytes: usize) {
-        self.pushed += bytes;
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        let ring = self.ring.get_or_insert_with(|| Box::new([0; WINDOW_BYTES]));
-        let at = self.pushed % WINDOW_BYTES;
-        if let Some(room) = ring.get_mut(at..at + bytes.len()) {
-            room.copy_from_slice(bytes);
-            self.pushed += bytes.len();
-            return;
-        }
-        // Of more than a window only the end would stay.
-        let skipped = bytes.len().saturating_sub(WINDOW_BYTES);
-        self.pushed += skipped;
-        let bytes = bytes.get(skipped..).unwrap_or_default();
-        let at = self.pushed % WINDOW_BYTES;
-        let (first, second) = bytes.split_at(bytes.len().min(WINDOW_BYTES - at));
-        if let Some(room) = ring.get_mut(at..at + first.len()) {
-            room.copy_from_slice(first);
-        }
-        if let Some(room) = ring.get_mut(..second.len()) {
-            room.copy_from_slice(second);
-        }
-        self.pushed += bytes.len();
-    }
-
-    fn in_order(&self) -> Kept {
-        let mut kept = Kept { ordered: [0; WINDOW_BYTES], from: 0, len: self.pushed.min(WINDOW_BYTES), cut: false };
-        let Some(ring) = &self.ring else { return kept };
-        kept.cut = self.pushed > WINDOW_BYTES;
-        let oldest = if kept.cut { self.pushed % WINDOW_BYTES } else { 0 };
-        let (newer, older) = ring.split_at(oldest);
-        kept.ordered[..older.len()].copy_from_slice(older);
-        kept.ordered[older.len()..].copy_from_slice(newer);
-        kept
-    }
 }
 
 #[cfg(test)]

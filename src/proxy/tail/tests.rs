@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::http1::{Item, ResponseDecoder};
 use crate::usage::Tokens;
 
 const ASKED: RequestFacts = RequestFacts { status: 200, body_bytes: 400, empty: false };
@@ -324,7 +325,7 @@ fn the_place_in_a_stream_is_known_at_every_byte() {
     let (_, body) = recorded("116-v1-responses-stream");
     let text = String::from_utf8(body).unwrap();
     for cut in 1..text.len() {
-        let tail = tail_of(Route::V1Responses, true, &text.as_bytes()[..cut], 60);
+        let mut tail = tail_of(Route::V1Responses, true, &text.as_bytes()[..cut], 60);
         let (facts, seen) = (tail.facts(), &text[..cut]);
         assert!(facts.streamed);
         assert_eq!(facts.mid_line, !seen.ends_with('\n'), "{cut}");
@@ -335,10 +336,10 @@ fn the_place_in_a_stream_is_known_at_every_byte() {
         assert_eq!(facts.sequence, whole as u64, "{cut}");
         assert_eq!(facts.response_id, (whole > 0).then_some("resp_855712"), "{cut}");
     }
-    let empty = Tail::new(Route::V1Responses, true);
+    let mut empty = Tail::new(Route::V1Responses, true);
     assert!(empty.facts().streamed && !empty.facts().mid_event);
     assert!(!Tail::new(Route::V1Responses, false).facts().streamed);
-    let single = tail_of(Route::V1Responses, true, b"{\"id\":", 9);
+    let mut single = tail_of(Route::V1Responses, true, b"{\"id\":", 9);
     assert!(!single.facts().streamed, "one value, whatever was asked for");
 }
 
@@ -445,7 +446,66 @@ proptest! {
         let body = [prefix.as_bytes(), &bytes].concat();
         let whole = report(route, streamed, &body);
         prop_assert_eq!(tail_of(route, streamed, &body, step).finish(&ASKED), whole);
-        let (bytewise, at_once) = (tail_of(route, streamed, &body, 1), tail_of(route, streamed, &body, body.len()));
+        let (mut bytewise, mut at_once) = (tail_of(route, streamed, &body, 1), tail_of(route, streamed, &body, body.len()));
         prop_assert_eq!(bytewise.facts(), at_once.facts());
     }
+    #[test]
+    fn chunks_that_come_together_say_what_their_bytes_say_one_by_one(
+        chunks in prop::collection::vec(prop::collection::vec(line(), 1..4), 1..30), step in 1..4000_usize,
+        route in prop::sample::select(&Route::ALL[..]), ends in any::<bool>(),
+    ) {
+        let mut chunks: Vec<String> = chunks.iter().map(|lines| lines.concat()).collect();
+        if !ends && let Some(last) = chunks.last_mut() {
+            last.pop();
+        }
+        chunks.retain(|chunk| !chunk.is_empty());
+        let body = chunks.concat();
+        let framed: String = chunks.iter().map(|chunk| format!("{:x}\r\n{chunk}\r\n", chunk.len())).collect();
+        let mut together = chunked(route, framed.as_bytes(), step);
+        let mut bytewise = tail_of(route, true, body.as_bytes(), 1);
+        prop_assert_eq!(together.finish(&ASKED), bytewise.finish(&ASKED));
+        prop_assert_eq!(together.facts(), bytewise.facts());
+    }
+}
+
+/// A line as streams have them, or nearly.
+fn line() -> impl Strategy<Value = String> {
+    let count = (0..100_000_u32, 0..1_300_usize);
+    prop_oneof![
+        Just("\n".to_owned()),
+        Just("data: [DONE]\n\n".to_owned()),
+        Just("event: message_delta\n".to_owned()),
+        Just("{\"message\":{\"content\":\"a\"},\"done\":false}\n".to_owned()),
+        Just("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n".to_owned()),
+        count.clone().prop_map(|(n, long)| {
+            format!("{{\"done\":true,\"prompt_eval_count\":{n},\"eval_count\":7,\"x\":\"{}\"}}\n", "y".repeat(long))
+        }),
+        count.prop_map(|(n, long)| {
+            let padding = "y".repeat(long);
+            format!("data: {{\"x\":\"{padding}\",\"usage\":{{\"prompt_tokens\":{n},\"completion_tokens\":3}}}}\n\n")
+        }),
+    ]
+}
+
+/// What is left of an answer whose chunks came in reads of so many bytes.
+fn chunked(route: Route, framed: &[u8], step: usize) -> Tail {
+    let mut decoder = ResponseDecoder::new(false, 1024);
+    decoder.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    let mut tail = Tail::new(route, true);
+    for read in framed.chunks(step) {
+        let mut at = 0;
+        loop {
+            let run = decoder.run(&read[at..]);
+            at += run.as_bytes().len();
+            tail.push_payload(Payload::Chunks(run));
+            match decoder.feed(&read[at..]).unwrap() {
+                (used, Item::Data(data)) => {
+                    tail.push_payload(Payload::Piece(data));
+                    at += used;
+                }
+                _ => break,
+            }
+        }
+    }
+    tail
 }
