@@ -23,7 +23,7 @@ pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::lingering::{Leave, Lingering};
 use super::pool::Pool;
 pub use super::wire::Payload;
-use super::wire::{Fault, Wire};
+use super::wire::{Fault, Scratch, Wire};
 use crate::clock::{Clock, Millis};
 use crate::fleet::Target;
 use crate::http1::{DecodeError, ResponseHead};
@@ -128,7 +128,7 @@ pub(super) struct Inner<P> {
     pub(super) clock: Clock,
     pub(super) pool: RefCell<Pool<Box<Wire>>>,
     pub(super) lingering: Lingering<P>,
-    pub(super) scratch: RefCell<Box<[u8]>>,
+    pub(super) scratch: RefCell<Scratch>,
     spares: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -148,7 +148,7 @@ impl<P: Held> Upstreams<P> {
                 clock,
                 pool: RefCell::new(Pool::new(settings.pool_idle_max)),
                 lingering: Lingering::new(),
-                scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+                scratch: RefCell::new(Scratch::new(SCRATCH_BYTES)),
                 spares: RefCell::new(Vec::new()),
             }),
         }
@@ -212,7 +212,6 @@ impl<P: Held> Upstreams<P> {
 impl<P> Inner<P> {
     /// Keeps the connection of an ended exchange for the next one, if it is fit for it.
     pub(super) fn recycle(&self, node: NodeId, mut wire: Box<Wire>) {
-        wire.trim();
         if let Some(idle_ms) = wire.rest(self.settings.pool_idle_ms) {
             self.pool.borrow_mut().put(node, wire, self.clock.now() + idle_ms);
         }

@@ -15,8 +15,6 @@ use crate::http1::{Chunks, DecodeError, Item, KeepAlive, ResponseDecoder, Respon
 
 /// Reads in one discarding turn before other tasks get theirs.
 const DISCARD_READS_MAX: usize = 16;
-/// What a connection keeps for the payload that comes in one read with a head.
-const PENDING_KEPT_BYTES: usize = 1024;
 
 /// Why an exchange cannot go on.
 #[derive(Debug)]
@@ -46,10 +44,45 @@ impl Payload<'_> {
     }
 }
 
+/// Room for what is read from nodes; one for a worker.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    room: Box<[u8]>,
+    /// Another one, for when the first is lent.
+    spare: Option<Box<[u8]>>,
+}
+
+impl Scratch {
+    /// Room for so many bytes a read.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { room: vec![0; bytes].into_boxed_slice(), spare: None }
+    }
+
+    /// Lends what was read instead of copying it.
+    fn lend(&mut self) -> Box<[u8]> {
+        let bytes = self.room.len();
+        let other = self.spare.take().unwrap_or_else(|| vec![0; bytes].into_boxed_slice());
+        std::mem::replace(&mut self.room, other)
+    }
+
+    /// Reads go on into what was lent, which is warm.
+    fn give_back(&mut self, lent: Box<[u8]>) {
+        self.spare = Some(std::mem::replace(&mut self.room, lent));
+    }
+}
+
+/// What came in one read with a head, to be decoded when the payload is asked for: at once, as a rule.
+#[derive(Debug)]
+struct Pending {
+    read: Box<[u8]>,
+    from: usize,
+    to: usize,
+}
+
 /// What one read gave.
 #[derive(Debug, Default)]
 pub(super) struct Got {
-    /// The head of the answer; payload that came with it is kept for the next call.
+    /// The head of the answer; payload that came with it is for the next call.
     pub(super) head: Option<ResponseHead>,
     /// Payload was handed out.
     pub(super) payload: bool,
@@ -79,7 +112,7 @@ pub(super) struct Wire {
     close: bool,
     keep_alive: KeepAlive,
     /// Read with the head and not decoded yet.
-    pending: Vec<u8>,
+    pending: Option<Pending>,
     /// Found behind payload that had to be delivered first.
     delayed: Option<DecodeError>,
 }
@@ -101,7 +134,7 @@ impl Wire {
             status: None,
             close: false,
             keep_alive: KeepAlive::default(),
-            pending: Vec::new(),
+            pending: None,
             delayed: None,
         })
     }
@@ -113,7 +146,7 @@ impl Wire {
         self.sent = 0;
         self.request_len = request.len();
         // A connection with these set was not kept (see `rest`).
-        debug_assert!(!self.close && self.write_error.is_none() && self.pending.is_empty() && self.delayed.is_none());
+        debug_assert!(!self.close && self.write_error.is_none() && self.pending.is_none() && self.delayed.is_none());
         self.sending_stopped = false;
         self.sent_at_us = None;
         self.heard = false;
@@ -173,27 +206,27 @@ impl Wire {
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        scratch: &mut [u8],
+        scratch: &mut Scratch,
         take: &mut dyn FnMut(Payload<'_>),
     ) -> Poll<Result<Got, Fault>> {
-        if !self.pending.is_empty() {
-            let mut pending = std::mem::take(&mut self.pending);
-            let got = self.decode(&pending, take).map_err(Fault::Malformed);
-            pending.clear();
-            self.pending = pending;
-            match got {
-                Ok(got) if got.payload || self.is_ended() => return Poll::Ready(Ok(got)),
-                Ok(_) => {}
-                Err(fault) => return Poll::Ready(Err(fault)),
+        if let Some(Pending { read, from, to }) = self.pending.take() {
+            let decoded = self.decode(&read[from..to], take).map_err(Fault::Malformed);
+            scratch.give_back(read);
+            let (got, _) = decoded?;
+            if got.payload || self.is_ended() {
+                return Poll::Ready(Ok(got));
             }
         }
         loop {
-            let length = match ready!(self.poll_fill(cx, scratch)) {
+            let length = match ready!(self.poll_fill(cx, &mut scratch.room)) {
                 Ok(0) => return Poll::Ready(Ok(Got::default())),
                 Ok(length) => length,
                 Err(fault) => return Poll::Ready(Err(fault)),
             };
-            let got = self.decode(&scratch[..length], take).map_err(Fault::Malformed)?;
+            let (got, taken) = self.decode(&scratch.room[..length], take).map_err(Fault::Malformed)?;
+            if taken < length && !self.is_ended() && self.delayed.is_none() {
+                self.pending = Some(Pending { read: scratch.lend(), from: taken, to: length });
+            }
             if got.head.is_some() || got.payload || self.is_ended() {
                 return Poll::Ready(Ok(got));
             }
@@ -201,7 +234,7 @@ impl Wire {
     }
 
     /// Reads and forgets until nothing is there (`Pending`), or the answer ended (`Ok`) or broke off.
-    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<(), Fault>> {
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<(), Fault>> {
         for _ in 0..DISCARD_READS_MAX {
             if self.is_ended() {
                 return Poll::Ready(Ok(()));
@@ -218,13 +251,6 @@ impl Wire {
             return None;
         }
         self.life.answered(self.keep_alive, pool_idle_ms)
-    }
-
-    /// An idle connection keeps no more room for what comes with a head than a short answer takes.
-    pub(super) fn trim(&mut self) {
-        if self.pending.capacity() > PENDING_KEPT_BYTES {
-            self.pending = Vec::new();
-        }
     }
 
     /// One read. `Ok(0)`: the node closed, and that was the end of the answer.
@@ -250,8 +276,8 @@ impl Wire {
         })
     }
 
-    /// Decodes up to the head, or all of the payload; what follows a head is kept for the next call.
-    fn decode(&mut self, input: &[u8], take: &mut dyn FnMut(Payload<'_>)) -> Result<Got, DecodeError> {
+    /// Decodes up to the head, or all of the payload; says how many bytes were taken.
+    fn decode(&mut self, input: &[u8], take: &mut dyn FnMut(Payload<'_>)) -> Result<(Got, usize), DecodeError> {
         let (mut got, mut at) = (Got::default(), 0);
         loop {
             let run = self.decoder.run(&input[at..]);
@@ -266,24 +292,23 @@ impl Wire {
                     got.payload = true;
                     at += used;
                 }
-                Ok((_, Item::More)) => return Ok(got),
+                Ok((used, Item::More)) => return Ok((got, at + used)),
                 Ok((used, Item::Head(head))) => {
                     self.note(&head);
                     got.head = Some(head);
                     at += used;
                     if !self.is_ended() {
-                        self.pending.extend_from_slice(&input[at..]);
-                        return Ok(got);
+                        return Ok((got, at));
                     }
                 }
                 Ok((used, Item::End)) => {
                     // Bytes behind the end belong to no request of ours.
                     self.close |= at + used < input.len();
-                    return Ok(got);
+                    return Ok((got, at + used));
                 }
                 Err(error) if got.payload || got.head.is_some() => {
                     self.delayed = Some(error);
-                    return Ok(got);
+                    return Ok((got, at));
                 }
                 Err(error) => return Err(error),
             }
