@@ -31,6 +31,8 @@ pub struct KeyId(pub u32);
 impl KeyId {
     /// The request carried no key (none is asked for, or the route needs none).
     pub const NONE: Self = Self(0);
+    /// Requests whose event found no room on its ring: counted, but no longer told apart by key.
+    pub const LOST: Self = Self(u32::MAX);
 }
 
 /// A worker thread, dense from zero.

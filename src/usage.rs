@@ -12,6 +12,7 @@ pub mod fold;
 pub mod ledger;
 #[cfg(proxy_locked)]
 pub mod locked;
+pub mod lost;
 pub mod memory;
 pub mod meters;
 pub mod names;

@@ -96,6 +96,7 @@ async fn tick(local: Rc<Local>) {
         let meters = local.recorder.meters();
         meters.set(Mark::IdleNodeConnections, local.upstreams.idle() as u64);
         meters.raise(Mark::LoopLagMaxUs, late);
+        local.recorder.hand_over();
         for watch in local.memory_waiters.take().iter().filter_map(std::rc::Weak::upgrade) {
             watch.wake();
         }

@@ -10,6 +10,8 @@
 mod fixture;
 #[path = "ledger/folding.rs"]
 mod folding;
+#[path = "ledger/lost.rs"]
+mod lost;
 #[path = "ledger/model.rs"]
 mod model;
 #[path = "ledger/process.rs"]

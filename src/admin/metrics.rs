@@ -102,7 +102,7 @@ const fn tally_help(tally: Tally) -> &'static str {
         Tally::AnswerBytes => "Bytes of answer bodies passed to clients.",
         Tally::BodyMemoryWaits => "Times a body waited for body memory.",
         Tally::Panics => "Handlers that panicked.",
-        Tally::DetailDropped => "Events dropped because a ring was full: their detail is missing in the ledger.",
+        Tally::DetailDropped => "Events dropped because a ring was full: the ledger has them under the key _lost.",
         Tally::LogDropped => "Access lines dropped because the log's ring was full.",
     }
 }

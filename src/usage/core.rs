@@ -227,6 +227,7 @@ impl Core {
         let fold = &mut self.fold;
         for ring in &self.links.rings {
             ring.drain(|event| fold.add(event, now));
+            ring.drain_lost(|lost| fold.add_lost(lost, now));
         }
     }
 

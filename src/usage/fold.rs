@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::Outcome;
 use super::answers::Bucket;
+use super::lost::LostRow;
 use super::series::{self, Row};
 use crate::clock::Millis;
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
@@ -139,26 +140,43 @@ impl Fold {
 
     /// Adds an event to its minute (or its day, if that minute was folded) and to its total.
     pub fn add(&mut self, event: &Outcome, now: Millis) {
-        let row = Row::of(event);
-        let folded = event.minute < self.folded_before;
-        let far = !folded && series::is_far(event.minute, self.newest);
-        let bucket = if folded { series::day_of(event.minute) } else { Bucket::Minute(event.minute) };
-        let id = |bucket| RowId { bucket, node: event.node, model: event.model, key: event.key };
+        let of = (event.node, event.model, event.key);
+        self.add_row(event.minute, of, &Row::of(event), 1, now);
+    }
+
+    /// Adds what dropped events came to, under the key `_lost`.
+    pub fn add_lost(&mut self, lost: &LostRow, now: Millis) {
+        let of = (lost.node, lost.model, KeyId::LOST);
+        self.add_row(lost.minute, of, &lost.row, lost.row.requests_total(), now);
+    }
+
+    fn add_row(
+        &mut self,
+        minute: UnixMinute,
+        (node, model, key): (NodeId, ModelId, KeyId),
+        row: &Row,
+        events: u64,
+        now: Millis,
+    ) {
+        let folded = minute < self.folded_before;
+        let far = !folded && series::is_far(minute, self.newest);
+        let bucket = if folded { series::day_of(minute) } else { Bucket::Minute(minute) };
+        let id = |bucket| RowId { bucket, node, model, key };
         let (mut detail, total) = (id(bucket), id(Bucket::Total));
         if self.rows.len() + 2 > self.rows_max && !self.room_for(detail, total, now) {
             // The minute has no room; its day may be here already.
-            detail = id(series::day_of(event.minute));
+            detail = id(series::day_of(minute));
             if !self.room_for(detail, total, now) {
-                self.stats.events_lost += 1;
+                self.stats.events_lost += events;
                 return;
             }
         }
         let far = far && detail.bucket == bucket;
-        self.newest = self.newest.max(Some(event.minute));
-        self.stats.events += 1;
-        let begun_far = self.touch(detail, &Row { far, ..row }, now);
+        self.newest = self.newest.max(Some(minute));
+        self.stats.events += events;
+        let begun_far = self.touch(detail, &Row { far, ..*row }, now);
         self.stats.minutes_far += u64::from(begun_far);
-        self.touch(total, &row, now);
+        self.touch(total, row, now);
     }
 
     /// Adds to a row; true if this made it a far one.

@@ -14,6 +14,8 @@ pub const NONE: &str = "_none";
 pub const UNKNOWN: &str = "_unknown";
 /// How [`ModelId::OTHER`] is named.
 pub const OTHER: &str = "_other";
+/// How [`KeyId::LOST`] is named.
+pub const LOST: &str = "_lost";
 
 /// Reverse entries per chunk; a chunk is allocated when its first name comes.
 const CHUNK: usize = 1024;
@@ -111,9 +113,12 @@ impl Names {
         u32::try_from(place).ok().map(NodeId)
     }
 
-    /// A router key's name; `_none` for [`KeyId::NONE`].
+    /// A router key's name; `_none` for [`KeyId::NONE`], `_lost` for [`KeyId::LOST`].
     #[must_use]
     pub fn key_name(&self, id: KeyId) -> &str {
+        if id == KeyId::LOST {
+            return LOST;
+        }
         let place = (id.0 as usize).checked_sub(1);
         place.and_then(|place| self.keys.get(place)).map_or(NONE, |name| name)
     }

@@ -3,18 +3,20 @@
 //! Each worker owns one [`Recorder`]; the ledger thread drains the [`Ring`]s. Must never wait, and never lose a count:
 //! a full ring loses detail only, and that is counted.
 
-use std::cell::Cell;
-use std::marker::PhantomData;
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use super::Outcome;
 use super::counters::PairCounters;
+use super::lost::{Lost, LostRow};
 use super::meters::{Meters, Tally, WorkerMeters};
 use crate::ids::WorkerId;
 use crate::sync::{Arc, ArrayQueue, AtomicU64, Ordering};
 
 /// Events in a ring's first segment: 100 ms at ten thousand requests a second.
 const FIRST_SEGMENT: usize = 1024;
+/// Rows of dropped events that wait for the ledger: more than a worker can have at one time.
+const LOST_MAX: usize = 512;
 
 /// A bounded queue of events from one worker to the ledger thread.
 ///
@@ -32,6 +34,8 @@ const FIRST_SEGMENT: usize = 1024;
 #[derive(Debug)]
 pub struct Ring {
     segments: Box<[Segment]>,
+    /// Sums of events that found no room. Set up by the first of them.
+    lost: OnceLock<ArrayQueue<LostRow>>,
     high_water: AtomicU64,
 }
 
@@ -54,7 +58,7 @@ impl Ring {
             left -= capacity;
             size *= 2;
         }
-        Self { segments: segments.into(), high_water: AtomicU64::new(0) }
+        Self { segments: segments.into(), lost: OnceLock::new(), high_water: AtomicU64::new(0) }
     }
 
     /// One ring per worker, ready to share.
@@ -86,6 +90,19 @@ impl Ring {
         waiting
     }
 
+    /// Puts a sum of dropped events where the ledger finds it; false when there is no room. For the worker alone.
+    fn push_lost(&self, row: LostRow) -> bool {
+        self.lost.get_or_init(|| ArrayQueue::new(LOST_MAX)).push(row).is_ok()
+    }
+
+    /// Takes the sums of dropped events. For the ledger thread alone.
+    pub fn drain_lost(&self, mut take: impl FnMut(&LostRow)) {
+        let Some(lost) = self.lost.get() else { return };
+        while let Some(row) = lost.pop() {
+            take(&row);
+        }
+    }
+
     /// Events waiting now.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -113,15 +130,15 @@ pub struct Recorder {
     worker: WorkerId,
     ring: Arc<Ring>,
     meters: Arc<Meters>,
-    /// Makes the type `!Sync`.
-    one_thread: PhantomData<Cell<()>>,
+    /// What the ring had no room for. (It also makes the type `!Sync`.)
+    lost: RefCell<Lost>,
 }
 
 impl Recorder {
     /// The recorder of `worker`, whose ring this is.
     #[must_use]
     pub fn new(worker: WorkerId, ring: Arc<Ring>, meters: Arc<Meters>) -> Self {
-        Self { worker, ring, meters, one_thread: PhantomData }
+        Self { worker, ring, meters, lost: RefCell::default() }
     }
 
     /// The worker it belongs to.
@@ -151,7 +168,22 @@ impl Recorder {
         }
         if !self.ring.push(outcome) {
             meters.add(Tally::DetailDropped, 1);
+            self.lost.borrow_mut().add(outcome);
         }
+    }
+
+    /// Hands what the ring had no room for to the ledger; called by the worker's tick, and at its end.
+    pub fn hand_over(&self) {
+        let mut lost = self.lost.borrow_mut();
+        if !lost.is_empty() {
+            lost.hand_over(|row| self.ring.push_lost(row));
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 
@@ -175,6 +207,10 @@ mod tests {
         let mut drained = 0;
         assert_eq!(ring.drain(|_| drained += 1), 3000);
         assert_eq!((drained, ring.len(), ring.high_water()), (3000, 0, 3000));
+        recorder.hand_over();
+        let mut lost = Vec::new();
+        ring.drain_lost(|row| lost.push(row.row.requests_total()));
+        assert_eq!(lost, [500], "their sums reach the ledger all the same");
     }
 
     #[test]
