@@ -252,6 +252,16 @@ pub struct RoutingConfig {
     pub cold_load_grace: Duration,
     pub retry_share_percent: u32,
     pub retry_floor: u32,
+    pub degrade: Degrade,
+}
+
+/// What a sick copy of a model means for routing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Degrade {
+    /// It is named in log, metric and status, no more.
+    Warn,
+    /// It is the last choice as well.
+    Demote,
 }
 
 /// Whether OpenAI streams are made exact by asking for their usage.

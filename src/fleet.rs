@@ -22,6 +22,7 @@ pub mod report;
 pub mod resolve;
 pub mod settle;
 pub mod shelf;
+pub mod sick;
 mod weave;
 
 use std::collections::HashMap;
@@ -133,6 +134,10 @@ pub struct NodeView {
     pub up: bool,
     /// Up, but requests on it have been silent for `suspect_after`: it gets no new work.
     pub suspect: bool,
+    /// Its sick copies.
+    pub sick: Arc<[sick::Symptom]>,
+    /// It came back with less than half of its models: how many it had, how many it has.
+    pub shrunk: Option<(usize, usize)>,
     /// Why it is in that state, for people.
     pub cause: Arc<str>,
     /// Since when.
@@ -226,6 +231,8 @@ pub struct Candidate {
     pub digest: Arc<str>,
     /// A remote stub (`remote_host`): runs elsewhere.
     pub remote: bool,
+    /// Sick, and `routing.degrade` says so: taken when no other copy has room.
+    pub last_choice: bool,
 }
 
 /// Listings merged over the nodes that are up (plus the memory of those briefly down), serialised once per change.

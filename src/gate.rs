@@ -102,7 +102,7 @@ impl Gate {
             instance: instance.as_ref().into(),
             seed: u64::from(std::process::id()),
         };
-        let poller = fleet::poll::Poller::new(parts, &fleet, received, &clock);
+        let poller = fleet::poll::Poller::new(parts, &fleet, received, &clock).watching(ledger.speeds());
         let shared = Arc::new(Shared {
             access: Access::new(config.log.access),
             connection_bound: connection_bound(&config, node_count),

@@ -6,7 +6,8 @@
 //!
 //! # Order
 //!
-//! 1. a loaded copy below its limit, least relative load first, ties rotate;
+//! 1. a loaded copy below its limit, least relative load first, ties rotate; a sick one where `routing.degrade` says so
+//!    when no other has room;
 //! 2. a loading copy below its limit, likewise;
 //! 3. a further copy, on the node with the least work that has the model on disk: when it is loaded nowhere and loading
 //!    nowhere, or all copies have been full for `spill_after`; one load of a name at a time, one on a recovering node;
@@ -167,20 +168,26 @@ fn best(
     fits: impl Fn(Reading) -> bool,
 ) -> Option<usize> {
     let mut best: Option<(usize, Reading)> = None;
+    let mut best_last = false;
     let (before, from) = model.candidates.split_at(start);
     for (part, offset) in [(from, start), (before, 0)] {
         for (at, candidate) in part.iter().enumerate() {
             let reading = reading_of(candidate);
-            if !fits(reading) || best.is_some_and(|(_, than)| !reading.is_better_than(than)) {
+            let last = candidate.last_choice;
+            let worse = |(_, than): (usize, Reading)| {
+                if last == best_last { !reading.is_better_than(than) } else { last }
+            };
+            if !fits(reading) || best.is_some_and(worse) {
                 continue;
             }
             if !ask.admits(snapshot, candidate) || !candidate.pair.cell.node_word.is_open() {
                 continue;
             }
-            if reading.is_idle() && reading.is_loaded() {
+            if reading.is_idle() && reading.is_loaded() && !last {
                 return Some(offset + at);
             }
             best = Some((offset + at, reading));
+            best_last = last;
         }
     }
     best.map(|(at, _)| at)

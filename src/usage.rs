@@ -19,6 +19,7 @@ pub mod names;
 mod query;
 pub mod recorder;
 pub mod series;
+pub mod speed;
 pub mod store;
 pub mod writer;
 

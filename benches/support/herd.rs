@@ -20,7 +20,7 @@ pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<M
         let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)), workers);
         pair.cell.link(Arc::clone(&queue));
         let digest = Arc::from("");
-        Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false }
+        Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false, last_choice: false }
     };
     let candidates = nodes.iter().map(candidate).collect();
     let (id, name) = (ModelId(2), Arc::from(MODEL));
@@ -48,6 +48,8 @@ fn node(at: u32, workers: usize) -> NodeView {
         target: Arc::new(target),
         up: true,
         suspect: false,
+        sick: Arc::default(),
+        shrunk: None,
         cause: Arc::from(""),
         since: 0,
         version: None,

@@ -60,9 +60,17 @@ fn report(nodes: &[NodeReading], ledger: &Health, now: u64, strict: bool) -> Ans
 
 fn node_state(node: &NodeReading) -> Value {
     match node.trouble() {
-        None => json!({ "status": "ok", "version": node.version() }),
-        Some(trouble) => json!({ "status": "error", "detail": trouble }),
+        None => with_sick(json!({ "status": "ok", "version": node.version() }), node),
+        Some(trouble) => with_sick(json!({ "status": "error", "detail": trouble }), node),
     }
+}
+
+/// Adds what is wrong with a node though it serves, in words; nothing where nothing is.
+pub(super) fn with_sick(mut state: Value, node: &NodeReading) -> Value {
+    if !node.sick.is_empty() {
+        state["sick"] = node.sick.iter().map(|(_, words)| words.as_str()).collect();
+    }
+    state
 }
 
 /// A ledger in memory serves on, so it never makes the whole unwell: it is for whoever reads the report.
@@ -99,6 +107,16 @@ mod tests {
         assert_eq!(answer.status, StatusCode::OK);
         let text = r#"{"status":"ok","endpoints":{"a":{"status":"ok","version":"0.12.0"},"b":{"status":"error","detail":"connection refused"}},"ledger":{"status":"ok"}}"#;
         assert_eq!(answer.body, text);
+    }
+
+    #[test]
+    fn a_sick_node_is_named_and_serves() {
+        let mut slow = node("a", true);
+        slow.sick = vec![("slow", "m: slow: 1.0 tokens/s where the fleet's median is 9.0".to_owned())];
+        let answer = report(&[slow], &open_store(), 0, true);
+        assert_eq!(answer.status, StatusCode::OK);
+        let sick = &parsed(&answer)["endpoints"]["a"]["sick"];
+        assert_eq!(*sick, json!(["m: slow: 1.0 tokens/s where the fleet's median is 9.0"]));
     }
 
     #[test]

@@ -56,6 +56,7 @@ metrics! {
     TokensEstimated = "herdgate_tokens_estimated_total", Counter, "Tokens worked out where a node reported none.";
     NodeUp = "herdgate_node_up", Gauge, "1 while the node answers its probes.";
     NodeSuspect = "herdgate_node_suspect", Gauge, "1 while the node answers but gets no new work.";
+    NodeSick = "herdgate_node_sick", Gauge, "Sicknesses of the node by kind: copies of models that are slow or spilled out of the GPU's memory, silence, a shrunk inventory.";
     Panicking = "herdgate_fleet_panicking", Gauge, "1 while more than half of the nodes failed at once and the last known good ones are kept.";
     Conflicts = "herdgate_digest_conflicts", Gauge, "Models whose nodes disagree about their digest.";
     Generation = "herdgate_snapshot_generation", Gauge, "Generation of the fleet's snapshot.";
@@ -188,6 +189,7 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::TokensEstimated => tokens(read, text, |pair| pair.estimated),
         M::NodeUp => by_node(read, text, |node| node.up),
         M::NodeSuspect => by_node(read, text, |node| node.up && !node.open),
+        M::NodeSick => sick(read, text),
         M::Panicking => text.whole(&[], u64::from(read.panicking)),
         M::Conflicts => text.whole(&[], read.conflicts),
         M::Generation => text.whole(&[], read.generation),
@@ -236,6 +238,15 @@ fn tokens(read: &Reading, text: &mut Exposition, figure: impl Fn(&PairReading) -
 fn by_node(read: &Reading, text: &mut Exposition, figure: impl Fn(&NodeReading) -> bool) {
     for node in &read.nodes {
         text.whole(&[("node", &node.name)], u64::from(figure(node)));
+    }
+}
+
+fn sick(read: &Reading, text: &mut Exposition) {
+    for node in &read.nodes {
+        for kind in reading::SICK {
+            let count = node.sick.iter().filter(|(label, _)| *label == kind).count();
+            text.whole(&[("node", &node.name), ("kind", kind)], count as u64);
+        }
     }
 }
 

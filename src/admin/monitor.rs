@@ -9,6 +9,7 @@ use http::StatusCode;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::health::with_sick;
 use super::reading::{NodeReading, PairReading};
 use super::{Answer, error, reading};
 use crate::config::NodeKind;
@@ -228,8 +229,8 @@ fn config_object(nodes: &[NodeReading], keyed: bool) -> Value {
 
 fn config_entry(node: &NodeReading) -> Value {
     match node.trouble() {
-        None => json!({ "url": &*node.url, "status": "ok", "version": node.version() }),
-        Some(trouble) => json!({ "url": &*node.url, "status": "error", "detail": trouble }),
+        None => with_sick(json!({ "url": &*node.url, "status": "ok", "version": node.version() }), node),
+        Some(trouble) => with_sick(json!({ "url": &*node.url, "status": "error", "detail": trouble }), node),
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct NodeReading {
     pub(crate) up: bool,
     /// It answers, and takes new work.
     pub(crate) open: bool,
+    /// What is wrong with it though it serves: the kind, and in words.
+    pub(crate) sick: Vec<(&'static str, String)>,
     pub(crate) cause: Arc<str>,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) ps: Arc<NodePs>,
@@ -42,6 +44,7 @@ impl NodeReading {
             llama: node.llama,
             up: node.up,
             open: node.word.is_open(),
+            sick: sick(node),
             cause: node.cause.clone(),
             version: node.version.clone(),
             ps: node.ps.clone(),
@@ -62,6 +65,19 @@ impl NodeReading {
     pub(crate) fn version(&self) -> &str {
         self.version.as_deref().unwrap_or("latest")
     }
+}
+
+/// Kinds of sickness, as metrics name them.
+pub(crate) const SICK: [&str; 4] = ["slow", "spilled", "silent", "inventory_shrunk"];
+
+fn sick(node: &NodeView) -> Vec<(&'static str, String)> {
+    let copies = node.sick.iter().map(|one| (one.ill.label(), format!("{}: {}", one.name, one.ill)));
+    let silent =
+        node.suspect.then(|| ("silent", "silent: requests on it wait in vain, it gets no new ones".to_owned()));
+    let shrunk = node
+        .shrunk
+        .map(|(had, has)| ("inventory_shrunk", format!("inventory_shrunk: it had {had} models and has {has}")));
+    copies.chain(silent).chain(shrunk).collect()
 }
 
 /// Every configured node, in order.
@@ -247,6 +263,7 @@ pub(crate) mod tests {
             llama: false,
             up,
             open: up,
+            sick: Vec::new(),
             cause: if up { "" } else { "connection refused" }.into(),
             version: up.then(|| "0.12.0".into()),
             ps: Arc::new(NodePs::default()),

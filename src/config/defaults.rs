@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    AccessLog, Administration, Config, DebugConfig, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
+    AccessLog, Administration, Config, DebugConfig, Degrade, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
     NodeConfig, NodeKind, RoutingConfig, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts, UsageInjection,
 };
 
@@ -115,7 +115,13 @@ impl Default for HealthConfig {
 
 impl Default for RoutingConfig {
     fn default() -> Self {
-        Self { cold_spill_after: secs(10), cold_load_grace: secs(300), retry_share_percent: 20, retry_floor: 10 }
+        Self {
+            cold_spill_after: secs(10),
+            cold_load_grace: secs(300),
+            retry_share_percent: 20,
+            retry_floor: 10,
+            degrade: Degrade::Warn,
+        }
     }
 }
 

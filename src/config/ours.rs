@@ -12,7 +12,7 @@ use super::node_url;
 use super::tree::{self, Node, Scalar, Value};
 use super::walk::{Hint, Section, Walk, auto_or, duration, line, number, one_of, size, text, toggle};
 use super::{
-    AccessLog, Administration, Config, DebugConfig, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
+    AccessLog, Administration, Config, DebugConfig, Degrade, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
     ModelConfig, NodeConfig, NodeKind, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig, TimeoutOverrides,
     Timeouts, UsageInjection,
 };
@@ -345,6 +345,8 @@ fn routing(mut section: Section, walk: &mut Walk, routing: &mut RoutingConfig) {
     section.set(walk, "cold_load_grace", &mut routing.cold_load_grace, duration(Duration::ZERO, DAY));
     section.set(walk, "retry_share", &mut routing.retry_share_percent, number(0, 100));
     section.set(walk, "retry_floor", &mut routing.retry_floor, number(0, 1_000_000));
+    let degrade = [("warn", Degrade::Warn), ("demote", Degrade::Demote)];
+    section.set(walk, "degrade", &mut routing.degrade, one_of(&degrade));
     section.finish(walk);
 }
 

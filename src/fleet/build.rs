@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use crate::clock::Millis;
-use crate::config::SlotsConfig;
+use crate::config::{Degrade, SlotsConfig};
 use crate::fleet::cells::{Cells, Key, Use};
 use crate::fleet::facts::{Facts, INCOMPLETE_MS, is_known, place};
 use crate::fleet::inventory::{Entry, Loaded};
@@ -145,6 +145,8 @@ impl Facts {
             target: Arc::clone(&node.target),
             up: node.health.is_up(),
             suspect: node.health.suspect,
+            sick: Arc::clone(&node.sick),
+            shrunk: node.shrunk,
             cause: Arc::clone(&node.health.cause),
             since: node.health.since,
             version: node.version.clone(),
@@ -202,6 +204,7 @@ impl Facts {
         let node = &self.nodes[at];
         let old = std::mem::take(&mut self.routes[at].pairs);
         let before = |key: &str| old.binary_search_by(|(known, _)| (**known).cmp(key)).ok().map(|found| &old[found].1);
+        let demote = self.config.routing.degrade == Degrade::Demote;
         let mut routes = Vec::with_capacity(node.inventory.len());
         let mut uses = Vec::with_capacity(node.inventory.len());
         for entry in node.inventory.iter() {
@@ -213,7 +216,8 @@ impl Facts {
             uses.push(Use { cell: Arc::clone(&pair.cell), queue: may_serve.then_some(name.queue), limit });
             routes.push((Arc::clone(&entry.key), Arc::clone(&pair)));
             let (kind, digest) = (node.config.kind, Arc::clone(&entry.digest));
-            let candidate = Candidate { node: node.id, up, kind, pair, digest, remote: entry.remote };
+            let last_choice = demote && node.sick.iter().any(|symptom| symptom.model == name.id);
+            let candidate = Candidate { node: node.id, up, kind, pair, digest, remote: entry.remote, last_choice };
             edits.entry(Arc::clone(&entry.key)).or_default().push((node.id, Edit::Put(candidate)));
         }
         self.work += routes.len();
@@ -276,6 +280,8 @@ fn shows(view: &NodeView, node: &Node) -> bool {
     let health = &node.health;
     (view.up, view.suspect, view.since) == (health.is_up(), health.suspect, health.since)
         && Arc::ptr_eq(&view.cause, &health.cause)
+        && Arc::ptr_eq(&view.sick, &node.sick)
+        && view.shrunk == node.shrunk
         && view.version == node.version
         && Arc::ptr_eq(&view.ps, &node.ps)
 }

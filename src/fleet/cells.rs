@@ -132,6 +132,12 @@ impl Cells {
         self.by_key.get(key)
     }
 
+    /// The display name of a model's id.
+    #[must_use]
+    pub fn display(&self, id: ModelId) -> Arc<str> {
+        self.names.model_name(id)
+    }
+
     /// The pair of a name on a node, with the cell of its weights; the one it had `before` if nothing changed.
     pub fn pair(
         &mut self,

@@ -16,11 +16,13 @@ use crate::fleet::progress::suspicion;
 use crate::fleet::report::Report;
 use crate::fleet::settle::Settling;
 use crate::fleet::shelf::Shelf;
+use crate::fleet::sick::LOOK_MS;
 use crate::fleet::{Snapshot, memory, resolve};
 use crate::ids::NodeId;
 use crate::slots::{Cell, Pair};
 use crate::sync::Arc;
 use crate::usage::names::Names;
+use crate::usage::speed::Speed;
 
 /// Between two looks at what changes by time alone.
 pub const TICK_MS: Millis = 1_000;
@@ -115,6 +117,9 @@ pub struct Facts {
     /// By node: when it wants to be asked something next. In a row of their own, since they are all looked at each time.
     dues: Vec<Millis>,
     next_tick: Millis,
+    /// How fast nodes generate, as last told.
+    pub(super) speeds: Arc<Vec<Speed>>,
+    next_look: Millis,
     random: u64,
 }
 
@@ -165,8 +170,15 @@ impl Facts {
             rest_ms: 0,
             dues: vec![0; count],
             next_tick: now.ms + TICK_MS,
+            speeds: Arc::default(),
+            next_look: now.ms + LOOK_MS,
             random: parts.seed | 1,
         }
+    }
+
+    /// How fast nodes generate, from whoever counts; looked at by the next [`Facts::tick`] that is due to.
+    pub fn learn_speeds(&mut self, speeds: Arc<Vec<Speed>>) {
+        self.speeds = speeds;
     }
 
     /// The nodes, in order.
@@ -244,13 +256,19 @@ impl Facts {
         match report {
             Report::Refused(node) => self.health(node, Event::Refused, now),
             Report::Reached(node) => self.health(node, Event::Reached, now),
-            Report::Administered(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
+            Report::Administered(node) => self.each(node, |node| {
+                node.note_change(now.ms);
+                node.refresh_inventory(now.ms);
+            }),
             Report::Changed { nodes, settled } => {
                 let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
                 let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();
                 self.settling.ask(nodes.iter().copied(), settled, now.ms);
                 for node in nodes {
-                    self.each(node, |node| node.refresh_inventory(now.ms));
+                    self.each(node, |node| {
+                        node.note_change(now.ms);
+                        node.refresh_inventory(now.ms);
+                    });
                 }
                 self.dirty.now |= self.settling.is_due();
             }
@@ -299,6 +317,10 @@ impl Facts {
             }
         }
         self.age_residency(now);
+        if now.ms >= self.next_look {
+            self.next_look = now.ms + LOOK_MS;
+            self.look_for_sick(now);
+        }
         let loading = self.nodes.iter().filter(|node| node.word.cold_loads() > 0).map(|node| node.id);
         self.cells.expire_loads(loading, now.ms, millis(self.config.routing.cold_load_grace));
         self.cells.sweep();

@@ -15,6 +15,7 @@ use crate::fleet::health::{self, Effects, Event, Health, Phase, jittered};
 use crate::fleet::inventory::{Entry, Loaded};
 use crate::fleet::progress::NodeProgress;
 use crate::fleet::shelf::Shelf;
+use crate::fleet::sick::Symptom;
 use crate::fleet::{NodePs, Target};
 use crate::ids::NodeId;
 use crate::slots::NodeWord;
@@ -36,6 +37,8 @@ const ASKED_ELSEWHERE_MS: Millis = 250;
 const BLOBS_MAX: usize = 65_536;
 /// After an unload was asked for, the node needs a moment until ps tells.
 const UNLOAD_MS: Millis = 200;
+/// Models missing within this time of a change through us were deleted, not lost.
+const CHANGE_MS: Millis = 60_000;
 /// Time for an inventory. Listings do not wait for it, so it may take a node's whole start-up.
 const INVENTORY_TIMEOUT_MS: Millis = 10_000;
 
@@ -157,7 +160,14 @@ pub struct Node {
     pub inventory: Arc<Vec<Entry>>,
     /// Hash of the answer that told them: the same answer again need not be read.
     inventory_hash: Option<u64>,
-    /// Names that it had before it went down and not any more, with the UTC millisecond until which they count.
+    /// Its sick copies, as of the last look.
+    pub sick: Arc<[Symptom]>,
+    /// It came back with less than half of its models: how many it had, how many it has.
+    pub shrunk: Option<(usize, usize)>,
+    /// When models were last changed on it through us: what is missing then was deleted, not lost.
+    changed_at: Option<Millis>,
+    /// Names that it had before it went down (or shrank) and not any more, with the UTC millisecond until which they
+    /// count.
     pub lost: HashMap<Arc<str>, (Arc<str>, u64)>,
     /// What it has in memory, last known.
     pub loaded: Arc<Vec<Loaded>>,
@@ -212,6 +222,9 @@ impl Node {
             version: None,
             inventory: Arc::default(),
             inventory_hash: None,
+            sick: Arc::default(),
+            shrunk: None,
+            changed_at: None,
             lost: HashMap::new(),
             loaded: Arc::default(),
             ps: Arc::default(),
@@ -392,6 +405,11 @@ impl Node {
         }
     }
 
+    /// Models are changed on it through us.
+    pub fn note_change(&mut self, now: Millis) {
+        self.changed_at = Some(now);
+    }
+
     /// Asks for the residency in a moment (after an unload).
     pub fn refresh_residency(&mut self, now: Millis) {
         let timer = if self.is_ollama() { &mut self.residency_timer } else { &mut self.inventory_timer };
@@ -403,6 +421,9 @@ impl Node {
         let before = self.lost.len();
         self.lost.retain(|_, (_, until)| *until > now.unix_ms);
         let mut forgot = self.lost.len() != before;
+        if self.lost.is_empty() {
+            forgot |= self.shrunk.take().is_some();
+        }
         let seen = self.seen_unix_ms.unwrap_or(0);
         let long_gone = now.unix_ms.saturating_sub(seen) >= millis(rules.forget_models_after);
         if !self.health.is_up() && !self.inventory.is_empty() && long_gone {

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::clock::{Clock, Millis};
 use crate::config::NodeConfig;
 use crate::fleet::facts::{Facts, Job, Parts};
@@ -15,6 +17,7 @@ use crate::fleet::report::Report;
 use crate::fleet::{Fleet, Snapshot, Target};
 use crate::slots::Cell;
 use crate::sync::{Arc, spawn_local, spawn_thread};
+use crate::usage::speed::Speed;
 
 /// The memory is written at most this often.
 const STORE_EVERY_MS: Millis = 60_000;
@@ -66,6 +69,7 @@ pub struct Poller {
     storing: flume::Sender<()>,
     /// Generations that somebody still holds.
     retired: Vec<Arc<Snapshot>>,
+    speeds: Arc<ArcSwap<Vec<Speed>>>,
 }
 
 impl Poller {
@@ -81,11 +85,30 @@ impl Poller {
         let (storing, stored) = flume::bounded(1);
         let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot) };
         let (clock, store_at) = (clock.clone(), now.ms + STORE_FIRST_MS);
-        let retired = Vec::new();
-        let mut poller =
-            Self { facts, clients, clock, fleet, reports, answers, answer, store, store_at, stored, storing, retired };
+        let (retired, speeds) = (Vec::new(), Arc::default());
+        let mut poller = Self {
+            facts,
+            clients,
+            clock,
+            fleet,
+            reports,
+            answers,
+            answer,
+            store,
+            store_at,
+            stored,
+            storing,
+            retired,
+            speeds,
+        };
         poller.publish(now).offer();
         poller
+    }
+
+    /// The same, told from here on how fast nodes generate.
+    #[must_use]
+    pub fn watching(self, speeds: Arc<ArcSwap<Vec<Speed>>>) -> Self {
+        Self { speeds, ..self }
     }
 
     /// The nodes and where they are, for [`crate::fleet::resolve::keep_fresh`].
@@ -112,6 +135,7 @@ impl Poller {
             self.facts.report(report, now(&self.clock));
         }
         let now = now(&self.clock);
+        self.facts.learn_speeds(self.speeds.load_full());
         self.facts.tick(now);
         self.keep(now);
         self.publish(now)

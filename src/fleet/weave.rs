@@ -48,5 +48,9 @@ pub(super) fn woven(old: &[Candidate], edits: &[(NodeId, Edit)]) -> Option<Box<[
 }
 
 fn same(a: &Candidate, b: &Candidate) -> bool {
-    a.up == b.up && a.remote == b.remote && a.digest == b.digest && Arc::ptr_eq(&a.pair, &b.pair)
+    a.up == b.up
+        && a.last_choice == b.last_choice
+        && a.remote == b.remote
+        && a.digest == b.digest
+        && Arc::ptr_eq(&a.pair, &b.pair)
 }

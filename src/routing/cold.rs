@@ -52,7 +52,7 @@ fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
     (0..count)
         .map(|i| (start + i) % count)
         .filter(|&i| may_load(&model.candidates[i]))
-        .min_by_key(|&i| model.candidates[i].pair.cell.node_word.work())
+        .min_by_key(|&i| (model.candidates[i].last_choice, model.candidates[i].pair.cell.node_word.work()))
 }
 
 /// Ends a load that is over; one on a node that no longer has the model is.

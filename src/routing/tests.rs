@@ -33,6 +33,7 @@ fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
             pair: pair(cell, Some(Arc::clone(&word))),
             digest: Arc::from(""),
             remote: false,
+            last_choice: false,
         }
     });
     let model = Model {
@@ -70,6 +71,8 @@ fn node_view(at: usize, kind: NodeKind) -> NodeView {
         target: Arc::new(target),
         up: true,
         suspect: false,
+        sick: Arc::default(),
+        shrunk: None,
         cause: Arc::from(""),
         since: 0,
         version: None,

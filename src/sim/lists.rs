@@ -114,7 +114,8 @@ pub(super) fn ps(core: &Core) -> Reply {
         details(&mut out, &like, "", false);
         out.push_str(",\"expires_at\":\"");
         text::rfc3339(&mut out, *expires);
-        let _ = write!(out, "\",\"size_vram\":{size},\"context_length\":{context}}}");
+        let vram = size.saturating_mul(core.spec.vram_percent.min(100)) / 100;
+        let _ = write!(out, "\",\"size_vram\":{vram},\"context_length\":{context}}}");
     }
     out.push_str("]}");
     Reply::json(200, out)

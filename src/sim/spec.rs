@@ -224,6 +224,8 @@ pub struct NodeSpec {
     pub keep_alive: Option<Duration>,
     /// Bytes that loaded models may take together; 0 is no limit.
     pub memory: u64,
+    /// The part of each loaded model that its GPU's memory holds, percent.
+    pub vram_percent: u64,
     /// Context of a model for which nobody asks another one.
     pub context: u32,
     /// Time to load a model.
@@ -269,6 +271,7 @@ impl NodeSpec {
             max_queue: 512,
             keep_alive: Some(Duration::from_secs(300)),
             memory: 0,
+            vram_percent: 100,
             context: 4096,
             load_time: Duration::ZERO,
             unload_time: Duration::ZERO,

@@ -14,6 +14,7 @@ use super::fold::{Fold, ROWS_MAX};
 use super::ledger::LedgerError;
 use super::recorder::Ring;
 use super::series;
+use super::speed::{Speed, Speeds};
 use super::writer::{Ask, FoldJob, Folded, Job, Opened, Reply, Report};
 use crate::clock::{Clock, Millis};
 use crate::ids::UnixMinute;
@@ -66,6 +67,8 @@ pub enum Next {
 pub struct Shown {
     /// Health as of the last step.
     pub health: ArcSwap<Health>,
+    /// How fast nodes generate; shared with the poller, which outlives no ledger and ends none.
+    pub speeds: Arc<ArcSwap<Vec<Speed>>>,
     /// Totals at the first opening.
     pub base: ArcSwap<Vec<TokenCount>>,
     /// The ledger thread has ended: messages sent since are not answered.
@@ -157,6 +160,7 @@ struct Ending {
 pub struct Core {
     links: Links,
     fold: Fold,
+    speeds: Speeds,
     /// A batch, a slice of a fold or the sync is with the store thread; one at a time.
     busy: bool,
     /// The last job was a batch: slices of a fold take turns with batches.
@@ -180,6 +184,7 @@ impl Core {
         let now = links.clock.now();
         let mut core = Self {
             fold: Fold::new(links.rows_max),
+            speeds: Speeds::default(),
             busy: false,
             wrote_last: false,
             retry_at: now,
@@ -224,9 +229,12 @@ impl Core {
     }
 
     fn drain_rings(&mut self, now: Millis) {
-        let fold = &mut self.fold;
+        let (fold, speeds) = (&mut self.fold, &mut self.speeds);
         for ring in &self.links.rings {
-            ring.drain(|event| fold.add(event, now));
+            ring.drain(|event| {
+                fold.add(event, now);
+                speeds.add(event, now);
+            });
             ring.drain_lost(|lost| fold.add_lost(lost, now));
         }
     }
@@ -535,6 +543,9 @@ impl Core {
 
     /// Shows the state to readers, if it changed.
     fn show(&mut self) {
+        if let Some(speeds) = self.speeds.news() {
+            self.links.shown.speeds.store(Arc::new(speeds));
+        }
         let stats = self.fold.stats;
         let health = &mut self.health;
         (health.rows, health.rows_unwritten) = self.fold.sizes();

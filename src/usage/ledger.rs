@@ -56,6 +56,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use super::answers::{Health, ModelStats, NamedRow, Span, TokenCount};
@@ -64,6 +65,7 @@ use super::fold::ROWS_MAX;
 use super::memory::MemoryStore;
 use super::names::Names;
 use super::recorder::Ring;
+use super::speed::Speed;
 use super::store::LmdbStore;
 use super::writer::{Ask, Desk, Opener, Reply, Writer};
 use crate::clock::Clock;
@@ -222,6 +224,12 @@ impl Ledger {
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.shown.health.load_full()
+    }
+
+    /// How fast nodes generate, lately; always the newest. Holding it does not keep the ledger.
+    #[must_use]
+    pub fn speeds(&self) -> Arc<ArcSwap<Vec<Speed>>> {
+        Arc::clone(&self.shown.speeds)
     }
 
     /// All-time tokens per (node, model) that ever had any, in order of first sight, everything recorded before the

@@ -7,7 +7,7 @@ use std::hash::Hasher;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::{Change, INSTANCE_HEADER, INVENTORY_RETRY_MS, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
+use super::{CHANGE_MS, Change, INSTANCE_HEADER, INVENTORY_RETRY_MS, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
 use crate::clock::Millis;
 use crate::config::HealthConfig;
 use crate::fleet::NodePs;
@@ -111,7 +111,7 @@ impl Node {
                 return unchanged;
             }
         };
-        self.note_lost(&entries, now, rules);
+        let shrank = self.note_lost(&entries, now, rules);
         let residency = !self.is_ollama();
         let same = same_entries(&self.inventory, &entries);
         if residency {
@@ -128,12 +128,22 @@ impl Node {
             self.weights_at = now.ms;
             self.trim_weights();
         }
-        Change { models: !same, listing: !same, residency, ..unchanged }
+        Change { models: !same || shrank, listing: !same, residency, ..unchanged }
     }
 
-    /// Names that were there before it went down and are not any more are remembered; those that are back are not lost.
-    fn note_lost(&mut self, entries: &[Entry], now: Now, rules: &HealthConfig) {
-        if std::mem::take(&mut self.returned) {
+    /// Names that were there before it went down, or shrank, and are not any more are remembered; those that are back are
+    /// not lost. True if whether it has shrunk is news.
+    ///
+    /// A node restarts in less than two probes, and a disk that was not mounted leaves it up and empty: so two models or
+    /// more that go at once, and are more than half, count as lost though nobody saw it down. (One alone is a person's
+    /// `ollama rm`.) What was changed through us is never lost.
+    fn note_lost(&mut self, entries: &[Entry], now: Now, rules: &HealthConfig) -> bool {
+        let (had, has) = (self.inventory.len(), entries.len());
+        let kept = self.inventory.iter().filter(|old| is_in(entries, &old.key)).count();
+        let ordered = self.changed_at.is_some_and(|at| now.ms.saturating_sub(at) < CHANGE_MS);
+        let shrunk = 2 * kept < had && !ordered;
+        let returned = std::mem::take(&mut self.returned);
+        if returned || shrunk && had - kept >= 2 {
             let until = now.unix_ms + millis(rules.forget_models_after);
             for entry in self.inventory.iter() {
                 self.lost.insert(Arc::clone(&entry.key), (Arc::clone(&entry.name), until));
@@ -142,6 +152,20 @@ impl Node {
         for entry in entries {
             self.lost.remove(&entry.key);
         }
+        let before = self.shrunk;
+        match self.shrunk {
+            None if shrunk && (returned || had - kept >= 2) => {
+                self.shrunk = Some((had, has));
+                tracing::warn!(
+                    node = %self.name, had, has,
+                    "inventory_shrunk: what is missing is answered with 503, not 404, until it is back or forgotten"
+                );
+            }
+            Some((had, _)) if 2 * has >= had => self.shrunk = None,
+            Some((had, _)) => self.shrunk = Some((had, has)),
+            None => {}
+        }
+        self.shrunk != before
     }
 
     pub(super) fn take_residency(&mut self, result: &Result<Answer, FetchError>, asked_at: Millis, now: Now) -> Change {
@@ -219,6 +243,11 @@ fn lacks_path(status: StatusCode) -> bool {
 
 fn raw<'a>(fields: impl Iterator<Item = &'a inventory::Fields>) -> Vec<Box<RawValue>> {
     fields.filter_map(inventory::Fields::to_raw).collect()
+}
+
+/// Entries are in order of their keys for Ollama, in the node's own for others.
+fn is_in(entries: &[Entry], key: &str) -> bool {
+    entries.binary_search_by(|entry| (*entry.key).cmp(key)).is_ok() || entries.iter().any(|entry| *entry.key == *key)
 }
 
 fn same_entries(old: &[Entry], new: &[Entry]) -> bool {

@@ -31,6 +31,8 @@ fn node(at: u32, name: &str) -> NodeView {
         target: Arc::new(target),
         up: name != "c",
         suspect: false,
+        sick: Arc::default(),
+        shrunk: None,
         cause: "".into(),
         since: 0,
         version: None,
@@ -52,6 +54,7 @@ fn fleet(models: &[(&str, &[(u32, &str)])]) -> Snapshot {
         pair: pair(NodeId(*at)),
         digest: (*digest).into(),
         remote: false,
+        last_choice: false,
     };
     let model = |(name, copies): &(&str, &[(u32, &str)])| {
         let model = Model {
