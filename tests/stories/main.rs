@@ -1,0 +1,74 @@
+//! The stories of a bad night, each against a simulated herd: what an operator may rely on at three in the morning.
+//!
+//! Every story has a test; those that another suite tells already are not told again here. The table is read by
+//! [`every_story_names_a_test_that_exists`].
+//!
+//! | story | file | test |
+//! |---|---|---|
+//! | cold stampede: 30 clients, one unloaded model, one load | tests/proxy/waiting.rs | thirty_clients_on_an_unloaded_model_cause_one_load |
+//! | impatient clients, a long load: the model comes up | tests/stories/loads.rs | impatient_clients_and_a_long_load_bring_the_model_up |
+//! | half the fleet dead, refusing | tests/stories/nodes.rs | half_the_fleet_dead_costs_no_request |
+//! | half the fleet dead, in the middle of work | tests/stories/nodes.rs | nodes_that_die_under_load_end_only_what_streams_on_them |
+//! | more than half silent at once: it is us | src/fleet/facts/tests/pace.rs | when_most_nodes_fall_silent_at_once_routing_keeps_to_them |
+//! | a node mute at /api/ps still streams | tests/stories/nodes.rs | a_node_mute_at_ps_serves_and_streams |
+//! | a node that hangs, dies or is mute harms nobody else | tests/proxy/isolation.rs | i9_a_node_that_hangs_or_dies_or_is_mute_harms_nobody_else |
+//! | a node back with empty tags: 503, never 404 | tests/stories/nodes.rs | a_node_back_with_empty_tags_is_503_and_named |
+//! | our own restart while the only node with a model is down: 503 | tests/stories/nodes.rs | our_own_restart_while_the_only_node_is_down_is_503 |
+//! | a node far slower than the fleet is named, and avoided where so configured | tests/stories/sick.rs | a_slow_node_is_named_and_where_so_configured_the_last_choice |
+//! | a demoted node serves when the others are full | tests/stories/sick.rs | a_demoted_node_serves_when_the_others_are_full |
+//! | a copy that spills out of its GPU's memory is named | tests/stories/sick.rs | a_spilled_copy_is_named |
+//! | a node that is suspect by silence is named | tests/stories/sick.rs | a_silent_node_is_named |
+//! | a prompt that kills runners: two nodes at most | tests/stories/loads.rs | a_prompt_that_kills_runners_kills_two_at_most |
+//! | a slow reader: memory bounded | tests/proxy/bounds.rs | i8_a_client_that_does_not_read_holds_the_node_back |
+//! | 10,000 unknown model names: nothing grows | tests/stories/names.rs | ten_thousand_unknown_names_grow_nothing |
+//! | disk full: served from memory, exact after healing | tests/stories/disk.rs | a_full_disk_is_served_through_and_exact_after_healing |
+//! | disk full, at the ledger | tests/ledger.rs | a_failing_disk_keeps_rows_in_memory_and_says_so |
+//! | disk stalled: exact after healing | tests/ledger.rs | a_stalled_disk_delays_answers_but_not_the_fold |
+//! | clock back two minutes and forward a day | tests/stories/clock.rs | the_clock_back_two_minutes_and_forward_a_day_loses_nothing |
+//! | clock steps, row by row | tests/ledger.rs | a_clock_step_overwrites_nothing |
+//! | events beyond the ring go to the key _lost | tests/ledger/lost.rs | what_a_full_ring_drops_is_in_the_ledger_under_lost |
+//! | second process on the same data | tests/process.rs | a_held_store_exits_75_and_a_shared_port_69 |
+//! | SIGTERM loses nothing | tests/process.rs | i11_sigterm_in_mid_load_loses_nothing |
+//! | SIGTERM, streams to the drain deadline | tests/process.rs | i11_streams_run_to_the_drain_deadline_and_then_end_in_words |
+//! | second SIGTERM | tests/process.rs | i11_a_second_sigterm_ends_at_once_in_words |
+//! | SIGKILL loses at most a tick | tests/process.rs | i11_sigkill_in_mid_load_loses_at_most_what_was_not_written_and_the_store_opens |
+//! | connection bound reached: probes still answer | tests/proxy/bounds.rs | i8_the_last_connections_are_kept_for_probes |
+//! | out of files | tests/process.rs | i8_out_of_files_it_waits_without_spinning_and_says_so_and_recovers |
+
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "in a test, a panic is the message")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clock;
+mod disk;
+mod loads;
+mod names;
+mod nodes;
+mod sick;
+
+use std::path::Path;
+
+/// Story, file and test of each row of the table above.
+fn table() -> Vec<[String; 3]> {
+    let row = |line: &'static str| {
+        let cells: Vec<&str> = line.strip_prefix("//! | ")?.strip_suffix(" |")?.split(" | ").collect();
+        <[&str; 3]>::try_from(cells).ok().map(|cells| cells.map(str::to_owned))
+    };
+    include_str!("main.rs").lines().filter_map(row).filter(|[story, ..]| story != "story").collect()
+}
+
+#[test]
+fn every_story_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = table();
+    assert!(table.len() > 25, "the table is read: {}", table.len());
+    for [story, file, test] in table {
+        let text = std::fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{story}: {file}: {error}"));
+        let head = format!("fn {test}(");
+        let at = text.find(&head).unwrap_or_else(|| panic!("{story}: {file} has no test {test}"));
+        let before = text[..at].trim_end_matches("async ").trim_end();
+        let marked = before.ends_with("]") && before[before.rfind("#[").unwrap()..].contains("test");
+        assert!(marked, "{story}: {test} in {file} is no test");
+    }
+}
