@@ -6,6 +6,7 @@
 
 mod accounting;
 mod backend;
+mod chaos;
 mod compare;
 mod epoll;
 mod fetch;
@@ -50,6 +51,8 @@ enum Command {
     Table { file: PathBuf },
     /// Say what changed from one results file to another, beyond noise
     Compare { before: PathBuf, after: PathBuf },
+    /// Let things go wrong behind the proxy, and see whether what it promises holds
+    Chaos(chaos::Flags),
     /// Draw a flamegraph of a peer at a scenario
     Flame(FlameFlags),
     /// List scenarios and what each isolates
@@ -144,6 +147,7 @@ fn main() -> anyhow::Result<()> {
             print!("{}", compare::compare(&Results::read(&before)?, &Results::read(&after)?));
             Ok(())
         }
+        Command::Chaos(flags) => chaos::run(&flags, built()),
         Command::Flame(flags) => flame(flags),
         Command::List => {
             for scenario in scenario::load(&root().join("scenarios"))? {

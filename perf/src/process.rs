@@ -13,6 +13,9 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 /// Of everything that is measured, alike: before all ordinary work.
 const PRECEDENCE: i32 = -19;
 
+/// The core of a process that is bound to none.
+const ANYWHERE: usize = usize::MAX;
+
 /// How folders of runs are called, before the id of their process.
 const FOLDER: &str = "herdgate-perf-";
 
@@ -104,11 +107,19 @@ pub(crate) fn start(
     Ok(Running { child })
 }
 
+/// Starts `program` as an ordinary process, on whatever core is free: where nothing is measured.
+pub(crate) fn start_anywhere(program: &std::path::Path, arguments: &[&OsStr], log: Stdio) -> anyhow::Result<Running> {
+    let pipes = (Stdio::null(), Stdio::null(), log);
+    start(Seat { core: ANYWHERE, real_time: false }, program.as_os_str(), arguments, pipes)
+}
+
 /// `herdgate-perf exec CORE PROGRAM …`: becomes the program, pinned, with the parent's death as its own.
 pub(crate) fn exec(seat: Seat, command: &[std::ffi::OsString]) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("death signal")?;
-    pin(seat.core)?;
-    take_precedence();
+    if seat.core != ANYWHERE {
+        pin(seat.core)?;
+        take_precedence();
+    }
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(Resource::Nofile, raised).context("file limit")?;
