@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod asked;
 mod attempts;
+pub mod behind;
 pub mod body;
 pub mod buffers;
 mod dial;

@@ -27,6 +27,7 @@ use crate::front::checks::{self, Admitted, Asking, Door, HeadLines, Work};
 use crate::front::perform;
 use crate::http1::{BodyFraming, InboundHead, Lines, Refused, line_room, parse_request};
 use crate::proxy::answer::{BodyError, OutBody};
+use crate::proxy::behind::Behind;
 use crate::proxy::headers::{self, Known};
 use crate::proxy::local::Client;
 use crate::proxy::spares::Kept;
@@ -279,12 +280,15 @@ impl Connection {
         framing: Framing,
         mut next: impl FnMut(&mut Context<'_>, &mut dyn FnMut(Payload<'_>)) -> (Turn, bool),
     ) -> Result<(), Gone> {
-        let (mut blocked, mut ended) = (false, false);
+        let (mut blocked, mut ended, mut behind) = (false, false, Behind::default());
         // Of an announced length, what is still owed to the client.
         let mut owed = framing.length();
         std::future::poll_fn(|cx| {
             self.client.watch.listen(cx);
             loop {
+                if ended || blocked {
+                    ready!(behind.poll(cx));
+                }
                 if ended {
                     let flushed = ready!(self.poll_flush(cx));
                     // Too little: the connection's end says so, or the client would take the next answer for the rest.
@@ -293,6 +297,7 @@ impl Connection {
                 if blocked && self.poll_flush(cx)?.is_pending() {
                     return self.poll_gone(cx).map(|()| Err(Gone));
                 }
+                behind.again();
                 let mut output = self.lent_output();
                 let (turn, last) = next(cx, &mut |payload| match framing {
                     Framing::Length(_) => payload.each(|part| output::owed(&mut output, &mut owed, part)),

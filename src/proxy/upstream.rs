@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::net::TcpStream;
 
+use super::behind::Behind;
 use super::dial::dial;
 pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::lingering::{Leave, Lingering};
@@ -178,6 +179,7 @@ impl<P: Held> Upstreams<P> {
             held: Some(held),
             leave,
             retried: false,
+            behind: Behind::default(),
         }
     }
 
@@ -244,6 +246,7 @@ pub struct Exchange<P: Held> {
     leave: Leave,
     /// The free retry was used.
     retried: bool,
+    behind: Behind,
 }
 
 type Dialing = Pin<Box<dyn Future<Output = Result<TcpStream, Cause>>>>;
@@ -286,7 +289,10 @@ impl<P: Held> Exchange<P> {
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, AttemptError>> {
         loop {
             match &mut self.phase {
-                Phase::Start => self.phase = self.start(),
+                Phase::Start => {
+                    ready!(self.behind.poll(cx));
+                    self.phase = self.start();
+                }
                 Phase::Connecting(dialing) => match ready!(dialing.as_mut().poll(cx)) {
                     Ok(stream) => self.open(Wire::open(stream, self.upstreams.inner.settings.head_bytes_max)),
                     Err(cause) => return Poll::Ready(Err(self.failed_to_connect(cause))),

@@ -133,6 +133,8 @@ fn a_death_long_after_sending_is_not_for_us_to_retry() {
         let mut exchange = client.post(&node.target(), "poison");
         let mut head = Box::pin(exchange.head());
         std::future::poll_fn(|cx| {
+            // First it waits for the reads of others.
+            assert!(head.as_mut().poll(cx).is_pending());
             assert!(head.as_mut().poll(cx).is_pending());
             std::task::Poll::Ready(())
         })

@@ -42,6 +42,14 @@ async fn send(exchange: &mut Exchange<Permit>, mut sent: impl FnMut() -> bool) {
     panic!("the node never had the request");
 }
 
+/// Polls until the connection has begun: once it waits for the reads of others.
+async fn connect(exchange: &mut Exchange<Permit>) {
+    for _ in 0..2 {
+        let pending = poll_fn(|cx| Poll::Ready(exchange.poll_head(cx).is_pending())).await;
+        assert!(pending);
+    }
+}
+
 /// A node that takes one request, says so, then does as `then` says.
 fn one(then: impl FnOnce(super::node::Peer) + Send + 'static) -> (Node, impl FnMut() -> bool) {
     let (taken, is_taken) = sync_channel(1);
@@ -133,13 +141,11 @@ fn before_anything_is_sent_it_is_closed_at_once() {
         assert!(client.gone(0, 1));
         // While it connects. The node sees the connection and no byte on it.
         let mut exchange = client.post(&node.target(), "");
-        let pending = poll_fn(|cx| Poll::Ready(exchange.poll_head(cx).is_pending())).await;
-        assert!(pending);
+        connect(&mut exchange).await;
         drop(exchange);
         assert!(client.gone(0, 2));
         let mut again = client.post(&target(vec![node.address], 5000), "");
-        let pending = poll_fn(|cx| Poll::Ready(again.poll_head(cx).is_pending())).await;
-        assert!(pending);
+        connect(&mut again).await;
         drop(again);
         assert!(client.gone(0, 3));
     });
