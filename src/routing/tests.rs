@@ -177,6 +177,25 @@ fn ties_rotate() {
 }
 
 #[test]
+fn a_last_choice_is_taken_when_no_other_has_room() {
+    for sick in 0..3 {
+        let mut herd = ollama(&[Limit::Hard(2); 3]);
+        herd.model.candidates[sick].last_choice = true;
+        let (loaded, loading) = ((sick + 1) % 3, (sick + 2) % 3);
+        herd.load(sick, 0);
+        herd.load(loaded, 1);
+        assert!(herd.cell(loading).try_take_cold(0));
+        assert_eq!(herd.pick(), warm(loaded), "though it is busier");
+        assert_eq!(herd.pick(), warm(loading), "though it is not up yet");
+        assert_eq!((herd.pick(), herd.pick(), herd.pick()), (warm(sick), warm(sick), Choice::Wait));
+    }
+    let mut herd = ollama(&[Limit::Hard(2); 2]);
+    herd.model.candidates[0].last_choice = true;
+    assert!(herd.snapshot.nodes[1].any.cell.try_take_unbounded());
+    assert_eq!(herd.pick(), cold(1), "a load too goes elsewhere, though there is more work");
+}
+
+#[test]
 fn loaded_then_loading_then_cold() {
     let herd = ollama(&[Limit::Hard(1); 3]);
     assert!(herd.cell(1).try_take_cold(0));

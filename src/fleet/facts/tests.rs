@@ -6,6 +6,7 @@ mod capacity;
 mod inventories;
 mod pace;
 mod scale;
+mod unwell;
 
 use std::collections::HashMap;
 
