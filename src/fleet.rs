@@ -34,7 +34,7 @@ use crate::clock::Millis;
 use crate::config::{NodeKind, Secret};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
-use crate::slots::{ModelWord, NodeWord, Pair, Queue};
+use crate::slots::{Cell, ModelWord, NodeWord, Pair, Queue};
 use crate::sync::{Arc, AtomicU64, Ordering};
 use crate::usage::counters::Used;
 
@@ -225,6 +225,8 @@ pub struct Candidate {
     pub up: bool,
     /// Copied from the node.
     pub kind: NodeKind,
+    /// The pair's cell, one step nearer: a decision reads every candidate's.
+    pub cell: Arc<Cell>,
     /// Slot word and counters of (node, name). Cells are shared by names with the same weights on that node.
     pub pair: Arc<Pair>,
     /// Digest of the manifest as `/api/tags` says (64 hex); empty for OpenAI-compatible nodes.

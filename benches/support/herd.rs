@@ -20,7 +20,8 @@ pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<M
         let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)), workers);
         pair.cell.link(Arc::clone(&queue));
         let digest = Arc::from("");
-        Candidate { node: node.id, up: true, kind: node.kind, pair, digest, remote: false, last_choice: false }
+        let cell = Arc::clone(&pair.cell);
+        Candidate { node: node.id, up: true, kind: node.kind, cell, pair, digest, remote: false, last_choice: false }
     };
     let candidates = nodes.iter().map(candidate).collect();
     let (id, name) = (ModelId(2), Arc::from(MODEL));

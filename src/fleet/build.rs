@@ -217,7 +217,8 @@ impl Facts {
             routes.push((Arc::clone(&entry.key), Arc::clone(&pair)));
             let (kind, digest) = (node.config.kind, Arc::clone(&entry.digest));
             let last_choice = demote && node.sick.iter().any(|symptom| symptom.model == name.id);
-            let candidate = Candidate { node: node.id, up, kind, pair, digest, remote: entry.remote, last_choice };
+            let (cell, remote) = (Arc::clone(&pair.cell), entry.remote);
+            let candidate = Candidate { node: node.id, up, kind, cell, pair, digest, remote, last_choice };
             edits.entry(Arc::clone(&entry.key)).or_default().push((node.id, Edit::Put(candidate)));
         }
         self.work += routes.len();

@@ -30,6 +30,7 @@ fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
             node: view.id,
             up: true,
             kind: *kind,
+            cell: Arc::clone(&cell),
             pair: pair(cell, Some(Arc::clone(&word))),
             digest: Arc::from(""),
             remote: false,

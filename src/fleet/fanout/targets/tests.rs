@@ -47,14 +47,18 @@ fn node(at: u32, name: &str) -> NodeView {
 /// The fleet, with models as (name, nodes and digests).
 fn fleet(models: &[(&str, &[(u32, &str)])]) -> Snapshot {
     let nodes: Vec<NodeView> = (0..).zip(["a", "b", "c", "d"]).map(|(at, name)| node(at, name)).collect();
-    let candidate = |(at, digest): &(u32, &str)| Candidate {
-        node: NodeId(*at),
-        up: nodes[*at as usize].up,
-        kind: nodes[*at as usize].kind,
-        pair: pair(NodeId(*at)),
-        digest: (*digest).into(),
-        remote: false,
-        last_choice: false,
+    let candidate = |(at, digest): &(u32, &str)| {
+        let pair = pair(NodeId(*at));
+        Candidate {
+            node: NodeId(*at),
+            up: nodes[*at as usize].up,
+            kind: nodes[*at as usize].kind,
+            cell: Arc::clone(&pair.cell),
+            pair,
+            digest: (*digest).into(),
+            remote: false,
+            last_choice: false,
+        }
     };
     let model = |(name, copies): &(&str, &[(u32, &str)])| {
         let model = Model {
