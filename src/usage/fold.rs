@@ -11,9 +11,11 @@
 //! is left out and counted: the meters have it, the ledger does not.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 
 use super::Outcome;
 use super::answers::Bucket;
+use super::mix::Mix;
 use super::lost::LostRow;
 use super::series::{self, Row};
 use crate::clock::Millis;
@@ -81,7 +83,7 @@ pub struct Batch {
 /// Rows in memory.
 #[derive(Debug)]
 pub struct Fold {
-    rows: HashMap<RowId, Entry>,
+    rows: HashMap<RowId, Entry, BuildHasherDefault<Mix>>,
     /// Ids to be written and since when, oldest first; ids whose row is no longer dirty are skipped.
     dirty: VecDeque<(RowId, Millis)>,
     rows_max: usize,
@@ -124,7 +126,7 @@ impl Fold {
     #[must_use]
     pub fn new(rows_max: usize) -> Self {
         Self {
-            rows: HashMap::new(),
+            rows: HashMap::default(),
             dirty: VecDeque::new(),
             rows_max,
             taken: 0,
