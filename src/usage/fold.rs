@@ -15,8 +15,8 @@ use std::hash::BuildHasherDefault;
 
 use super::Outcome;
 use super::answers::Bucket;
-use super::mix::Mix;
 use super::lost::LostRow;
+use super::mix::Mix;
 use super::series::{self, Row};
 use crate::clock::Millis;
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
