@@ -211,6 +211,9 @@ impl Connection {
 
     /// Sends an answer.
     async fn answer(&self, mut response: Response<OutBody>, is_head: bool, close: bool) -> Served {
+        if !self.body.borrow().is_ended() {
+            self.forget_arrived();
+        }
         let unread = !self.body.borrow().is_ended();
         let draining = self.client.local.shared.phase() >= Phase::Draining;
         let close = close || unread || draining || response.headers().contains_key(CONNECTION);
