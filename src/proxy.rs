@@ -34,7 +34,8 @@ mod word;
 
 use std::rc::Rc;
 
-use http::{Response, StatusCode};
+use http::header::CACHE_CONTROL;
+use http::{HeaderValue, Response, StatusCode};
 
 use crate::clock::Millis;
 use crate::config::NodeKind;
@@ -79,7 +80,7 @@ async fn answer(client: &Rc<Client>, ticket: Ticket, asked: &Asked, key: KeyId) 
     }
     let plan = match plan(client, asked).await {
         Ok(plan) => plan,
-        Err(error) => return refuse(client, ticket, route, &error),
+        Err(error) => return refuse_asked(client, ticket, asked, &error),
     };
     let done = match &plan {
         Plan::Unload(model) => {
@@ -95,8 +96,17 @@ async fn answer(client: &Rc<Client>, ticket: Ticket, asked: &Asked, key: KeyId) 
     };
     match done {
         Ok(response) => response,
-        Err((ticket, error)) => refuse(client, ticket, route, &error),
+        Err((ticket, error)) => refuse_asked(client, ticket, asked, &error),
     }
+}
+
+/// As [`refuse`], with what a node adds to the head of a stream on these routes even where it comes to none.
+fn refuse_asked(client: &Client, ticket: Ticket, asked: &Asked, error: &ProxyError) -> Response<OutBody> {
+    let mut response = refuse(client, ticket, asked.route, error);
+    if asked.streams && matches!(asked.route, Route::V1Responses | Route::V1Messages) {
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    }
+    response
 }
 
 /// The plan, after one refresh of the inventories if the name is new here.
