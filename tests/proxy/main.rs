@@ -16,5 +16,4 @@ mod isolation;
 mod kinds;
 mod leaving;
 mod minutes;
-mod replay;
 mod waiting;

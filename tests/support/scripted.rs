@@ -45,6 +45,13 @@ impl Asked {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
+
+    /// One of the gate's own polls, rather than something a client asked for.
+    pub fn is_of_the_gate(&self) -> bool {
+        let polls = [("GET", "/api/version"), ("GET", "/api/tags"), ("GET", "/api/ps"), ("POST", "/api/show")];
+        let own = self.header("user-agent").is_some_and(|agent| agent.starts_with("herdgate/"));
+        own && polls.contains(&(self.method(), self.target()))
+    }
 }
 
 /// What becomes of the connection after the bytes of an answer.
@@ -108,7 +115,8 @@ pub fn chunked(content_type: &str, chunks: &[&[u8]]) -> Act {
 type Script = Box<dyn FnMut(&Asked) -> Act + Send>;
 
 struct Inner {
-    models: Vec<String>,
+    /// What the gate's own polls are told of; `None` leaves them to the script.
+    models: Option<Vec<String>>,
     script: std::cell::RefCell<Script>,
     asked: flume::Sender<Asked>,
     gone: Arc<AtomicU64>,
@@ -126,14 +134,22 @@ pub struct Scripted {
 impl Scripted {
     /// Starts it; `script` is asked for each request of a client.
     pub fn start(models: &[&str], script: impl FnMut(&Asked) -> Act + Send + 'static) -> Self {
+        Self::run(Some(models.iter().map(|model| (*model).to_owned()).collect()), Box::new(script))
+    }
+
+    /// Starts it without models of its own; `script` is asked for everything, the gate's own polls too.
+    pub fn bare(script: impl FnMut(&Asked) -> Act + Send + 'static) -> Self {
+        Self::run(None, Box::new(script))
+    }
+
+    fn run(models: Option<Vec<String>>, script: Script) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (asked_in, asked) = flume::bounded(BACKLOG);
         let (stop, stopped) = flume::bounded::<()>(1);
         let gone = Arc::new(AtomicU64::new(0));
-        let models = models.iter().map(|model| (*model).to_owned()).collect();
-        let (script, gone_inside): (Script, _) = (Box::new(script), gone.clone());
+        let gone_inside = gone.clone();
         let thread = spawn_thread("scripted", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let inner = Rc::new(Inner { models, script: script.into(), asked: asked_in, gone: gone_inside });
@@ -194,7 +210,9 @@ async fn serve(inner: Rc<Inner>, mut stream: TcpStream, connection: u64) {
             Some(act) => act,
             None => {
                 let act = (inner.script.borrow_mut())(&asked);
-                inner.asked.try_send(asked).expect("the test takes its requests");
+                if !asked.is_of_the_gate() {
+                    inner.asked.try_send(asked).expect("the test takes its requests");
+                }
                 act
             }
         };
@@ -280,6 +298,7 @@ async fn request(stream: &mut TcpStream, inbox: &mut Vec<u8>) -> Option<(String,
 
 /// What the gate asks for itself; `None` for a client's request.
 fn own(inner: &Inner, asked: &Asked) -> Option<Act> {
+    let models = inner.models.as_ref()?;
     let json = |body: String| Some(answer("200 OK", "application/json; charset=utf-8", body.as_bytes()));
     let details = r#""details":{"parent_model":"","format":"gguf","family":"llama","families":["llama"],"parameter_size":"1B","quantization_level":"Q4_0"}"#;
     let entry = |name: &String, rest: &str| {
@@ -287,7 +306,7 @@ fn own(inner: &Inner, asked: &Asked) -> Option<Act> {
         format!(r#"{{"name":"{name}","model":"{name}",{rest},"size":1000,"digest":"{digest}",{details}}}"#)
     };
     let list = |rest: &str| {
-        let entries: Vec<String> = inner.models.iter().map(|name| entry(name, rest)).collect();
+        let entries: Vec<String> = models.iter().map(|name| entry(name, rest)).collect();
         format!(r#"{{"models":[{}]}}"#, entries.join(","))
     };
     match (asked.method(), asked.target()) {
@@ -296,7 +315,7 @@ fn own(inner: &Inner, asked: &Asked) -> Option<Act> {
         ("GET", "/api/ps") => {
             json(list(r#""expires_at":"2036-11-25T12:00:00Z","size_vram":1000,"context_length":4096"#))
         }
-        ("POST", "/api/show") if asked.header("x-of-a-test").is_none() => json(format!(
+        ("POST", "/api/show") if asked.is_of_the_gate() => json(format!(
             r#"{{"modelfile":"FROM /blobs/sha256-{}","capabilities":["completion"],{details},"model_info":{{}}}}"#,
             "ab".repeat(32)
         )),
