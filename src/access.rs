@@ -23,21 +23,21 @@ const LONG_REQUEST_US: u64 = 10_000_000;
 /// The ring of lines to write.
 #[derive(Debug)]
 pub struct Access {
-    mode: AccessLog,
     lines: ArrayQueue<(Outcome, Route)>,
     lost: AtomicU64,
 }
 
-impl Access {
+impl Default for Access {
     /// An empty ring.
-    #[must_use]
-    pub fn new(mode: AccessLog) -> Self {
-        Self { mode, lines: ArrayQueue::new(LINES_MAX), lost: AtomicU64::new(0) }
+    fn default() -> Self {
+        Self { lines: ArrayQueue::new(LINES_MAX), lost: AtomicU64::new(0) }
     }
+}
 
+impl Access {
     /// Notes a finished request, if it deserves a line.
-    pub fn note(&self, outcome: &Outcome, route: Route) {
-        if deserves(self.mode, outcome) && self.lines.push((*outcome, route)).is_err() {
+    pub fn note(&self, mode: AccessLog, outcome: &Outcome, route: Route) {
+        if deserves(mode, outcome) && self.lines.push((*outcome, route)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -10,6 +10,7 @@ mod health;
 mod metrics;
 mod monitor;
 mod reading;
+mod status;
 
 use std::borrow::Cow;
 
@@ -22,6 +23,7 @@ pub use health::{health, live, ready};
 pub use metrics::metrics;
 pub use monitor::{aggregate, config, ps_details, stats, token_counts, usage, usage_state, usage_stream};
 pub(crate) use reading::pairs;
+pub use status::status;
 
 /// What a route answers, whole.
 #[derive(Clone, PartialEq, Debug)]

@@ -16,11 +16,13 @@ mod check;
 mod defaults;
 mod describe;
 mod expand;
+mod in_force;
 mod load;
 mod mistake;
 mod models;
 mod node_url;
 mod ours;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -29,8 +31,10 @@ mod walk;
 
 pub use defaults::DEFAULT_FILE;
 pub use describe::describe;
-pub use load::{Env, Flags, Loaded, Sources, find, load, process_env};
+pub use in_force::{InForce, Reader};
+pub use load::{Env, Flags, Loaded, Sources, find, load, process_env, read_anyway};
 pub use mistake::{Mistake, Place};
+pub use restart::{NeedsRestart, changed_keys, hold_back};
 
 /// The whole configuration.
 #[derive(Clone, PartialEq, Debug)]

@@ -4,15 +4,22 @@
 //! Everything that is slow or periodic and belongs to no request. Workers reach it through the poller's bounded
 //! channel of rare reports. Must never be needed for a request that finds a free slot.
 
+pub mod drained;
+pub mod operator;
+
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 
 use crate::admin;
 use crate::clock::millis;
+use crate::control::drained::Drained;
+use crate::control::operator::LogLevel;
 use crate::fleet::fanout::{Desk, Order};
 use crate::fleet::report::Reports;
+use crate::fleet::resolve::Resolver;
 use crate::fleet::{self, poll::Poller};
+use crate::operator::Origin;
 use crate::routing;
 use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, spawn_local};
@@ -31,12 +38,21 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 pub struct Stop;
 
 /// What the administration of models is run with.
-#[derive(Debug)]
 pub struct Administration {
     /// From the workers.
     pub orders: flume::Receiver<Order>,
     /// To the poller.
     pub reports: Reports,
+    /// What an operator orders.
+    pub ordered: flume::Receiver<crate::operator::Order>,
+    /// Where the configuration comes from; `None`: it cannot be read again.
+    pub origin: Option<Origin>,
+    /// Looks up the names of nodes.
+    pub resolver: Resolver,
+    /// Nodes that are taken out.
+    pub drained: Drained,
+    /// Changes the level of the log.
+    pub log_level: Option<LogLevel>,
 }
 
 /// Runs the control thread until told to stop.
@@ -49,9 +65,24 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration,
         }
     };
     runtime.block_on(async {
-        let resolve = shared.config.health.resolve;
-        spawn_local(fleet::resolve::keep_fresh(poller.targets(), resolve));
-        let Administration { orders, reports } = administration;
+        let Administration { orders, reports, ordered, origin, resolver, drained, log_level } = administration;
+        let (look_up, again) = flume::bounded(1);
+        spawn_local(fleet::resolve::keep_fresh(fleet::resolve::Names {
+            snapshot: shared.fleet.snapshot.clone(),
+            config: shared.config.clone(),
+            resolver: resolver.clone(),
+            again,
+        }));
+        let steering = operator::Desk {
+            shared: shared.clone(),
+            origin,
+            resolver,
+            reports: reports.clone(),
+            drained,
+            look_up,
+            log_level,
+        };
+        spawn_local(steering.run(ordered));
         let desk = Desk::new(&shared.config, &shared.fleet.snapshot, &shared.clock, reports);
         spawn_local(desk.run(orders));
         let polling = spawn_local(poll(poller, stop.clone()));
@@ -81,13 +112,13 @@ async fn poll(mut poller: Poller, stop: flume::Receiver<Stop>) {
 async fn look_after(shared: Arc<Shared>) {
     let mut sample = tokio::time::interval(SAMPLE);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let spill_after = millis(shared.config.routing.cold_spill_after);
     let (mut resynced, mut beaten, mut published) = (0, 0, Vec::new());
     let mut next_state_us = 0;
     loop {
         sample.tick().await;
         let now = shared.clock.now();
         let snapshot = shared.fleet.snapshot.load_full();
+        let spill_after = millis(shared.config.now().routing.cold_spill_after);
         for model in snapshot.models.values() {
             if !model.queue.is_empty() {
                 routing::serve_waiting(&snapshot, model, now, spill_after);

@@ -18,6 +18,7 @@ pub mod misses;
 pub mod node;
 pub mod poll;
 pub mod progress;
+pub mod reconfigure;
 pub mod report;
 pub mod resolve;
 pub mod settle;
@@ -30,8 +31,8 @@ use std::net::SocketAddr;
 
 use arc_swap::ArcSwap;
 
-use crate::clock::Millis;
-use crate::config::{NodeKind, Secret};
+use crate::clock::{Millis, millis};
+use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
 use crate::slots::{Cell, ModelWord, NodeWord, Pair, Queue};
@@ -75,7 +76,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// When it was published.
     pub published: Millis,
-    /// Every configured node, indexed by [`NodeId`].
+    /// Every node that is or was configured, indexed by [`NodeId`]; see [`Snapshot::configured`].
     pub nodes: Box<[Arc<NodeView>]>,
     /// Every model that a node, up or down, has or is remembered to have had; by [`crate::dialect::name::key`].
     pub models: Arc<HashMap<Box<str>, Arc<Model>>>,
@@ -106,6 +107,11 @@ impl Snapshot {
             listing: Arc::new(listing::merge(&[])),
             used: Arc::default(),
         }
+    }
+
+    /// The nodes that are configured now.
+    pub fn configured(&self) -> impl Iterator<Item = &Arc<NodeView>> {
+        self.nodes.iter().filter(|node| !node.removed)
     }
 
     /// The node with this id, unless it is [`NodeId::NONE`].
@@ -154,6 +160,12 @@ pub struct NodeView {
     pub ps: Arc<NodePs>,
     /// When bytes came last, and from how many requests they are awaited; written by workers, read each second.
     pub progress: Arc<NodeProgress>,
+    /// Time-outs of its own.
+    pub times: OwnTimes,
+    /// Taken out by its operator: it finishes what it has and gets nothing new.
+    pub draining: bool,
+    /// Not configured any more. It keeps its place, since ids are places; monitoring does not show it.
+    pub removed: bool,
 }
 
 /// What a node's `/api/ps` said last (for an OpenAI-compatible node: its served models).
@@ -184,8 +196,42 @@ impl NodePs {
     }
 }
 
-/// Where a node's requests go. Addresses are re-resolved by the control thread.
-#[derive(Debug)]
+/// Time-outs that a node or a model has of its own, in milliseconds; a model's win over its node's.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[expect(missing_docs, reason = "each is the configuration key of the same name")]
+pub struct OwnTimes {
+    pub stream_idle: Option<Millis>,
+    pub client_stall: Option<Millis>,
+    pub queue_wait: Option<Millis>,
+    pub suspect_after: Option<Millis>,
+}
+
+impl OwnTimes {
+    /// As configured.
+    #[must_use]
+    pub fn of(overrides: &TimeoutOverrides) -> Self {
+        Self {
+            stream_idle: overrides.stream_idle.map(millis),
+            client_stall: overrides.client_stall.map(millis),
+            queue_wait: overrides.queue_wait.map(millis),
+            suspect_after: overrides.suspect_after.map(millis),
+        }
+    }
+
+    /// These, and where they say nothing the others.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            stream_idle: self.stream_idle.or(others.stream_idle),
+            client_stall: self.client_stall.or(others.client_stall),
+            queue_wait: self.queue_wait.or(others.queue_wait),
+            suspect_after: self.suspect_after.or(others.suspect_after),
+        }
+    }
+}
+
+/// Where a node's requests go. Addresses are re-resolved by the control thread; everything else a reload replaces whole.
+#[derive(Default, Debug)]
 pub struct Target {
     /// Tried in turn within `connect`; empty until the name first resolves.
     pub addresses: ArcSwap<Vec<SocketAddr>>,
@@ -197,6 +243,39 @@ pub struct Target {
     pub api_key: Option<Secret>,
     /// Time-out of a connect.
     pub connect_ms: Millis,
+    /// How long its idle connections are kept, if it has its own word in that.
+    pub pool_idle_ms: Option<Millis>,
+    /// The name that is looked up again and again; `None` for a literal address.
+    pub lookup: Option<(Box<str>, u16)>,
+    /// Rises when the node is elsewhere from now on; see [`Target::epoch`].
+    pub epoch: AtomicU64,
+}
+
+impl Target {
+    /// Which of the places it had it is at. Relaxed: a connection opened a moment too early goes to where the node was a
+    /// moment ago.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// It is at these addresses from now on; connections to others are not used again. For the control thread.
+    pub fn moved(&self, addresses: Vec<SocketAddr>) {
+        self.addresses.store(Arc::new(addresses));
+        self.epoch.store(self.epoch() + 1, Ordering::Relaxed);
+    }
+
+    /// The same node under another configuration: at `before`'s addresses where the place is the same, else elsewhere.
+    #[must_use]
+    pub(crate) fn succeeding(self, before: &Self) -> Self {
+        let place = |target: &Self| (target.host.clone(), target.lookup.clone());
+        let same = place(&self) == place(before);
+        if same {
+            self.addresses.store(before.addresses.load_full());
+        }
+        self.epoch.store(before.epoch() + u64::from(!same), Ordering::Relaxed);
+        self
+    }
 }
 
 /// One model by name.
@@ -214,6 +293,8 @@ pub struct Model {
     pub candidates: Box<[Candidate]>,
     /// Nodes disagree about the digest of this name.
     pub conflict: bool,
+    /// Time-outs of its own.
+    pub times: OwnTimes,
 }
 
 /// One node that has a model.

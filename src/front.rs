@@ -28,6 +28,7 @@ mod general;
 pub mod io;
 mod listing;
 mod monitor;
+mod operator;
 mod own;
 pub mod routes;
 
@@ -48,7 +49,7 @@ use crate::usage::meters::Tally;
 
 /// Serves a connection until either side closes it.
 pub async fn serve(local: Rc<Local>, stream: TcpStream, reserved: bool) {
-    let watch = local.watches.add(local.times.client_stall);
+    let watch = local.watches.add(local.rules().times.client_stall);
     let client = Rc::new(Client { local, watch, reserved });
     client.idle();
     if let Some((stream, read)) = own::serve(&client, stream).await {
@@ -106,6 +107,10 @@ async fn handled(
         Work::Identity => crate::proxy::identity(client, inbound(), source, key).await,
         Work::AnyNode => crate::proxy::any_node(client, inbound(), source, key).await,
         Work::Admin(route) => bare(asking, monitor::answer(client, route, asking, source, key).await),
+        Work::Operator => {
+            let path = routes::decoded(asking.path);
+            operator::answer(client, &path, asking.known.announced(), source, key).await
+        }
         Work::Administration => bare(asking, administration::answer(client, asking, source, key).await),
     }
 }

@@ -11,12 +11,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::access::Access;
 use crate::clock::{Clock, millis};
-use crate::config::{Config, NodeConfig};
+use crate::config::{Config, InForce, NodeConfig};
 use crate::control;
+use crate::control::drained::Drained;
+use crate::control::operator::LogLevel;
+use crate::fleet::report::Reports;
+use crate::fleet::resolve::Resolver;
 use crate::fleet::{self, Fleet};
 use crate::ids::WorkerId;
 use crate::live::Live;
-use crate::shared::{Phase, Shared};
+use crate::operator::{Operator, Origin};
+use crate::shared::{Phase, Shared, connections_at_most};
 use crate::sync::{Arc, spawn_thread};
 use crate::usage::ledger::{Ledger, LedgerError, LedgerThreads, Setup};
 use crate::usage::meters::Meters;
@@ -27,9 +32,6 @@ use crate::worker::accept::Inboxes;
 
 /// Pending connections the kernel holds per worker.
 const BACKLOG: i32 = 4096;
-
-/// Files kept for everything that is neither a stream nor a node's polls: listeners, ledger, logs.
-const FILES_APART: u64 = 256;
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,16 +70,47 @@ pub struct Gate {
     ledger: LedgerThreads,
 }
 
+/// What a proxy is started with.
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// Time.
+    pub clock: Clock,
+    /// Where the configuration comes from, to be read again; `None`: it cannot be.
+    pub origin: Option<Origin>,
+    /// Looks up the names of nodes.
+    pub resolver: Resolver,
+    /// Changes the level of the log.
+    pub log_level: Option<LogLevel>,
+}
+
+impl Start {
+    /// With a configuration that is not read again.
+    #[must_use]
+    pub fn fixed(config: Config, clock: Clock) -> Self {
+        Self { config, clock, origin: None, resolver: Resolver::system(), log_level: None }
+    }
+}
+
 impl Gate {
+    /// Starts everything; when it returns, connections are accepted. For a configuration that is not read again.
+    ///
+    /// # Errors
+    /// As [`Gate::begin`].
+    pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::begin(Start::fixed(config, clock))
+    }
+
     /// Starts everything; when it returns, connections are accepted.
     ///
     /// # Errors
     /// The port is taken, the ledger cannot be had, or the operating system refuses something.
-    pub fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+    pub fn begin(start: Start) -> Result<Self, StartError> {
+        let Start { config, clock, origin, resolver, log_level } = start;
         let workers = config.workers.unwrap_or_else(cores).max(1);
         let listeners = listen(config.listen, workers)?;
         let listen = listeners[0].local_addr().map_err(|cause| StartError::System { what: "local address", cause })?;
-        let nodes = runtime()?.block_on(fleet::resolve::expand(&config)).map_err(StartError::Nodes)?;
+        let nodes = runtime()?.block_on(fleet::resolve::expand(&config, &resolver)).map_err(StartError::Nodes)?;
         let names = Arc::new(names(&config, &nodes));
         let node_count = nodes.len();
         let rings = Ring::for_workers(workers, config.limits.ring);
@@ -91,22 +124,26 @@ impl Gate {
         })?;
         let (reports, received) = fleet::report::channel();
         let (orders, taken) = fleet::fanout::channel();
-        let config = Arc::new(config);
+        let drained = Drained::load(&config.data);
+        let (operator, ordered) = Operator::new(clock.unix_ms());
+        let config = InForce::new(config);
         let instance = instance();
         let fleet = Fleet::new();
         let parts = fleet::facts::Parts {
-            config: config.clone(),
+            config: config.now(),
             nodes,
             names: names.clone(),
             workers,
             instance: instance.as_ref().into(),
             seed: u64::from(std::process::id()),
+            drained: drained.nodes.clone(),
         };
         let poller = fleet::poll::Poller::new(parts, &fleet, received, &clock).watching(ledger.speeds());
         let shared = Arc::new(Shared {
-            access: Access::new(config.log.access),
-            connection_bound: connection_bound(&config, node_count),
+            access: Access::default(),
+            connection_bound: connections_at_most(&config.now(), node_count).into(),
             config,
+            operator,
             fleet,
             clock,
             names,
@@ -122,24 +159,11 @@ impl Gate {
             body_bytes: Default::default(),
             phase: Default::default(),
         });
-        let inboxes = Arc::new(Inboxes::new(workers));
-        let mut threads = Vec::with_capacity(workers);
-        for (index, (listener, ring)) in listeners.into_iter().zip(rings).enumerate() {
-            let id = WorkerId(index);
-            let start = worker::Start {
-                id,
-                shared: shared.clone(),
-                listener,
-                recorder: Recorder::new(id, ring, meters.clone()),
-                reports: reports.clone(),
-                inboxes: inboxes.clone(),
-            };
-            let thread = spawn_thread(&format!("worker-{index}"), move || worker::run(start));
-            threads.push(thread.map_err(|cause| StartError::System { what: "start a worker", cause })?);
-        }
+        let threads = start_workers(&shared, listeners, rings, &meters, &reports)?;
         let (stop_control, stopped) = flume::bounded(1);
         let control_shared = shared.clone();
-        let administration = control::Administration { orders: taken, reports };
+        let administration =
+            control::Administration { orders: taken, reports, ordered, origin, resolver, drained, log_level };
         let control = spawn_thread("control", move || control::run(&control_shared, poller, administration, &stopped))
             .map_err(|cause| StartError::System { what: "start the control thread", cause })?;
         Ok(Self { shared, workers: threads, control, stop_control, ledger: ledger_threads })
@@ -198,13 +222,39 @@ impl Gate {
     pub fn stop(self) -> Result<(), StartError> {
         self.leave();
         self.drain();
-        let patience = millis(self.shared.config.shutdown.drain);
+        let patience = millis(self.shared.config.now().shutdown.drain);
         let started = self.shared.clock.now();
         while !self.is_drained() && self.shared.clock.now() - started < patience {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.end()
     }
+}
+
+/// A thread for each listener.
+fn start_workers(
+    shared: &Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    rings: Vec<Arc<Ring>>,
+    meters: &Arc<Meters>,
+    reports: &Reports,
+) -> Result<Vec<JoinHandle<std::io::Result<()>>>, StartError> {
+    let inboxes = Arc::new(Inboxes::new(listeners.len()));
+    let mut threads = Vec::with_capacity(listeners.len());
+    for (index, (listener, ring)) in listeners.into_iter().zip(rings).enumerate() {
+        let id = WorkerId(index);
+        let start = worker::Start {
+            id,
+            shared: Arc::clone(shared),
+            listener,
+            recorder: Recorder::new(id, ring, Arc::clone(meters)),
+            reports: reports.clone(),
+            inboxes: Arc::clone(&inboxes),
+        };
+        let thread = spawn_thread(&format!("worker-{index}"), move || worker::run(start));
+        threads.push(thread.map_err(|cause| StartError::System { what: "start a worker", cause })?);
+    }
+    Ok(threads)
 }
 
 /// A runtime for the calling thread.
@@ -252,21 +302,6 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// From the configuration, else from the file limit.
-fn connection_bound(config: &Config, nodes: usize) -> u32 {
-    config.limits.connections.unwrap_or_else(|| {
-        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1_000_000);
-        connections_of(files, nodes as u64)
-    })
-}
-
-/// Two files a stream, beside what the polls of this many nodes keep open: a thousand nodes take two thousand files.
-fn connections_of(files: u64, nodes: u64) -> u32 {
-    let polls = nodes.saturating_mul(fleet::fetch::IDLE_MAX as u64);
-    let streams = files.saturating_sub(FILES_APART).saturating_sub(polls) / 2;
-    u32::try_from(streams).unwrap_or(u32::MAX).max(worker::accept::RESERVED * 2)
-}
-
 /// Raises the file limit as far as the system allows; returns what holds now.
 #[must_use]
 pub fn raise_file_limit() -> u64 {
@@ -289,16 +324,4 @@ fn instance() -> Box<str> {
 
 fn host_name() -> Box<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn i8_streams_and_polls_together_stay_below_the_file_limit() {
-        assert_eq!(connections_of(20_000, 1), 9_871);
-        assert_eq!(connections_of(20_000, 1_000), 8_872);
-        assert_eq!(connections_of(1_024, 10_000), worker::accept::RESERVED * 2, "never so few that nobody is served");
-    }
 }

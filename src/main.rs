@@ -1,6 +1,7 @@
 //! The command line: reads the configuration, starts the proxy, waits for a signal, drains.
 //!
-//! The only exit codes: 0 drained, 1 other, 64 flags or configuration, 69 port taken, 75 store held.
+//! The only exit codes: 0 drained or done, 1 other, 64 flags or configuration, 69 port taken or nobody there, 75 store held,
+//! 77 no right to.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,12 +10,16 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use herdgate::clock::Clock;
-use herdgate::config::{self, Config, Flags, LogFormat, Sources, UsageInjection};
+use herdgate::config::{self, Config, Flags, LogFormat, UsageInjection};
+use herdgate::control::operator::LogLevel;
 use herdgate::demo::{self, DemoArgs};
-use herdgate::gate::{self, Gate, StartError};
+use herdgate::gate::{self, Gate, Start, StartError};
+use herdgate::operator::{Command as Order, Origin};
+use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
 use herdgate::sim::{self, SimArgs};
 use herdgate::usage::ledger::LedgerError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -43,7 +48,8 @@ enum Command {
     /// Run the proxy
     ///
     /// Without a configuration it listens on 127.0.0.1:12434, uses the node http://127.0.0.1:11434 and keeps its
-    /// ledger in ./herdgate-data. SIGTERM or Ctrl-C drains it; a second one ends it at once.
+    /// ledger in ./herdgate-data. SIGTERM or Ctrl-C drains it; a second one ends it at once. SIGHUP reads the
+    /// configuration again.
     Serve(ServeArgs),
     /// Show it at work: a simulated herd, the proxy in front, a little traffic
     ///
@@ -51,6 +57,18 @@ enum Command {
     Demo(DemoArgs),
     /// Run simulated Ollama nodes alone, for tests and measurements
     Sim(SimArgs),
+    /// Show what runs where, as a running proxy sees it
+    Status(StatusArgs),
+    /// Take a node out: it finishes what it has and gets nothing new, over restarts too
+    ///
+    /// For a rolling upgrade: drain --wait, restart the node, undrain --wait, the next one.
+    Drain(DrainArgs),
+    /// Take a node in again
+    Undrain(DrainArgs),
+    /// Let a running proxy read its configuration again, as SIGHUP does
+    ///
+    /// It is validated whole; on any mistake the old one stays in force and every mistake is printed (exit 64).
+    Reload(ReloadArgs),
     /// Report every mistake in a configuration at once; exit 64 if there is any
     Check(CheckArgs),
 }
@@ -104,11 +122,29 @@ fn main() -> ExitCode {
             sim::run_cli(&args).map(|()| ExitCode::SUCCESS).context("the simulated nodes could not run")
         }
         Command::Check(args) => Ok(check(&args)),
+        Command::Status(args) => Ok(told(remote::status(&args))),
+        Command::Drain(args) => Ok(told(remote::drain(&args))),
+        Command::Undrain(args) => Ok(told(remote::undrain(&args))),
+        Command::Reload(args) => Ok(told(remote::reload(&args))),
     };
     done.unwrap_or_else(|error| {
         eprintln!("herdgate: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// What a running proxy said, or why it could not be asked.
+fn told(said: Result<String, RemoteError>) -> ExitCode {
+    match said {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("herdgate: {error}");
+            ExitCode::from(error.code())
+        }
+    }
 }
 
 /// The allocator asks for huge pages of 2 MiB, and each thread touches several of them for a few kilobytes: 14 MB of an
@@ -118,17 +154,15 @@ fn spare_huge_pages() {
 }
 
 /// Reads the configuration; mistakes and warnings go to stderr, all of them.
-fn configuration(file: Option<PathBuf>, flags: Flags) -> Option<Config> {
-    let env = config::process_env();
-    let directory = std::env::current_dir().unwrap_or_default();
-    let file = match config::find(file.as_deref(), &directory, &env) {
-        Ok(file) => file,
+fn configuration(origin: &Origin) -> Option<Config> {
+    let sources = match origin.sources() {
+        Ok(sources) => sources,
         Err(mistake) => {
             eprintln!("{mistake}");
             return None;
         }
     };
-    match config::load(&Sources { file, flags, env }) {
+    match config::load(&sources) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
@@ -145,9 +179,14 @@ fn configuration(file: Option<PathBuf>, flags: Flags) -> Option<Config> {
     }
 }
 
+/// Where this process' configuration comes from.
+fn origin(named: Option<PathBuf>, flags: Flags) -> Origin {
+    Origin { named, directory: std::env::current_dir().unwrap_or_default(), flags, env: config::process_env() }
+}
+
 fn check(args: &CheckArgs) -> ExitCode {
     let flags = Flags { lenient: args.lenient, ..Flags::default() };
-    match configuration(Some(args.config.clone()), flags) {
+    match configuration(&origin(Some(args.config.clone()), flags)) {
         Some(config) => {
             print!("{}", config::describe(&config));
             ExitCode::SUCCESS
@@ -159,10 +198,13 @@ fn check(args: &CheckArgs) -> ExitCode {
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let flags =
         Flags { listen: args.listen, nodes: args.nodes, data: args.data, workers: args.workers, lenient: args.lenient };
-    let Some(config) = configuration(args.config, flags) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
-    log_to_stderr(&config);
+    let origin = origin(args.config, flags);
+    let Some(config) = configuration(&origin) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
+    let log_level = log_to_stderr(&config);
     let files = gate::raise_file_limit();
-    let shutdown = config.shutdown.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    // From here on a signal of that kind does not end the process.
+    let signals = runtime.block_on(async { Signals::listen() }).context("no signals")?;
     for line in config::describe(&config).lines() {
         tracing::info!("{line}");
     }
@@ -173,19 +215,19 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let exposed = !config.listen.ip().is_loopback() && config.router_keys.is_empty();
-    let gate = match Gate::start(config, Clock::system()) {
+    let start = Start { origin: Some(origin), log_level: Some(log_level), ..Start::fixed(config, Clock::system()) };
+    let gate = match Gate::begin(start) {
         Ok(gate) => gate,
         Err(error) => return start_failed(error),
     };
     tracing::info!(address = %gate.address(), workers = gate.shared.gauges.len(), files,
-        connections = gate.shared.connection_bound, "serving");
+        connections = gate.shared.connection_bound(), "serving");
     if exposed {
         tracing::warn!(
             "LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY: everybody who reaches this port can use every model"
         );
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    runtime.block_on(wait_and_drain(&gate, &shutdown)).context("no signals")?;
+    runtime.block_on(wait_and_drain(&gate, signals));
     gate.end().context("the last flush of the ledger")?;
     tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
@@ -202,11 +244,45 @@ fn start_failed(error: StartError) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// The signals that mean something here.
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let of = |kind| signal(kind);
+        Ok(Self {
+            term: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+            hangup: of(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal to end; one that hangs up reloads meanwhile.
+    async fn stopped(&mut self, gate: &Gate) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    tracing::info!("signalled: reading the configuration again");
+                    // What comes of it is logged.
+                    if gate.shared.operator.order(Order::Reload).is_none() {
+                        tracing::warn!("too many orders at once: not reloaded");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Waits for the first signal, then until everything has drained, the deadline passes or a second signal comes.
-async fn wait_and_drain(gate: &Gate, shutdown: &config::ShutdownConfig) -> std::io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    stopped(&mut term, &mut interrupt).await;
+async fn wait_and_drain(gate: &Gate, mut signals: Signals) {
+    signals.stopped(gate).await;
+    let shutdown = gate.shared.config.now().shutdown.clone();
     tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more");
     gate.leave();
     let drained = async {
@@ -222,21 +298,14 @@ async fn wait_and_drain(gate: &Gate, shutdown: &config::ShutdownConfig) -> std::
                 tracing::warn!(streams = gate.shared.connections(), "the drain deadline passed: ending what still runs");
             }
         }
-        () = stopped(&mut term, &mut interrupt) => tracing::warn!("second signal: ending now"),
-    }
-    Ok(())
-}
-
-async fn stopped(term: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.stopped(gate) => tracing::warn!("second signal: ending now"),
     }
 }
 
-fn log_to_stderr(config: &Config) {
+/// Logs from now on; returns what changes the level.
+fn log_to_stderr(config: &Config) -> LogLevel {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::new(&config.log.level);
+    let filter = EnvFilter::new(&config.log.level);
     let json = match config.log.format {
         LogFormat::Json => true,
         LogFormat::Human => false,
@@ -244,8 +313,14 @@ fn log_to_stderr(config: &Config) {
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
-        builder.json().flatten_event(true).init();
+        let builder = builder.json().flatten_event(true).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        Box::new(move |level| drop(handle.reload(EnvFilter::new(level))))
     } else {
-        builder.with_target(false).init();
+        let builder = builder.with_target(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        Box::new(move |level| drop(handle.reload(EnvFilter::new(level))))
     }
 }

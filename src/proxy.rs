@@ -20,6 +20,7 @@ pub mod local;
 pub mod plan;
 pub mod pool;
 mod reserve;
+pub mod rules;
 pub mod scan;
 pub mod spares;
 pub mod stream;
@@ -86,7 +87,7 @@ async fn answer(client: &Rc<Client>, ticket: Ticket, asked: &Asked, key: KeyId) 
         Plan::Unload(model) => {
             let shared = &client.local.shared;
             let loopback = shared.listen.ip().is_loopback();
-            if shared.config.administration.admits(loopback, key) {
+            if client.local.rules().config.administration.admits(loopback, key) {
                 unload::everywhere(client, ticket, asked, model.as_str()).await
             } else {
                 Err((ticket, ProxyError::AdministrationClosed))
@@ -167,7 +168,7 @@ async fn pass(
 ) -> Response<OutBody> {
     let route = Route::OtherApi;
     let ticket = Ticket::draw(&client.local, key, route);
-    if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.cloud)) {
+    if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.configured().any(|node| node.cloud)) {
         return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
     }
     let gathered = match body::gather(client, inbound.known.announced(), source).await {

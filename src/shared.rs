@@ -6,15 +6,23 @@ use crossbeam::utils::CachePadded;
 
 use crate::access::Access;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, InForce};
 use crate::fleet::Fleet;
 use crate::fleet::fanout::Orders;
+use crate::fleet::fetch::IDLE_MAX;
 use crate::live::Live;
+use crate::operator::Operator;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 use crate::usage::ledger::Ledger;
 use crate::usage::meters::Meters;
 use crate::usage::names::Names;
 use crate::usage::recorder::Ring;
+
+/// Connections kept back for `/herdgate/*`, `/health` and `/metrics`.
+pub const RESERVED: u32 = 64;
+
+/// Files kept for everything that is neither a stream nor a node's polls: listeners, ledger, logs.
+const FILES_APART: u64 = 256;
 
 /// Where the process is in its life. Only ever moves forward.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -48,7 +56,7 @@ pub struct WorkerGauges {
 #[derive(Debug)]
 pub struct Shared {
     /// The configuration in force.
-    pub config: Arc<Config>,
+    pub config: InForce,
     /// The fleet's snapshot.
     pub fleet: Fleet,
     /// Time.
@@ -63,6 +71,8 @@ pub struct Shared {
     pub ledger: Ledger,
     /// Administration of models, to the control thread.
     pub orders: Orders,
+    /// What an operator orders, to the control thread.
+    pub operator: Operator,
     /// To the subscribers of live state.
     pub live: Live,
     /// Lines of finished requests, to be written.
@@ -74,7 +84,7 @@ pub struct Shared {
     /// The address really listened on.
     pub listen: std::net::SocketAddr,
     /// Client connections at most, all workers together.
-    pub connection_bound: u32,
+    pub connection_bound: AtomicU32,
     /// Bytes of request bodies held now, all workers together.
     pub body_bytes: CachePadded<AtomicU64>,
     /// Per worker.
@@ -99,9 +109,49 @@ impl Shared {
         self.phase.fetch_max(phase as u32, Ordering::AcqRel);
     }
 
+    /// Puts another configuration in force, whose nodes the Snapshot has already.
+    pub fn put_in_force(&self, config: &Arc<Config>, nodes: usize) {
+        self.connection_bound.store(connections_at_most(config, nodes), Ordering::Relaxed);
+        self.config.put(Arc::clone(config));
+    }
+
+    /// Client connections at most, all workers together.
+    #[must_use]
+    pub fn connection_bound(&self) -> u32 {
+        self.connection_bound.load(Ordering::Relaxed)
+    }
+
     /// Client connections open now, all workers together.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.gauges.iter().map(|gauges| gauges.connections.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// Client connections at most: from the configuration, else from the file limit.
+#[must_use]
+pub fn connections_at_most(config: &Config, nodes: usize) -> u32 {
+    config.limits.connections.unwrap_or_else(|| {
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1_000_000);
+        connections_of(files, nodes as u64)
+    })
+}
+
+/// Two files a stream, beside what the polls of this many nodes keep open: a thousand nodes take two thousand files.
+fn connections_of(files: u64, nodes: u64) -> u32 {
+    let polls = nodes.saturating_mul(IDLE_MAX as u64);
+    let streams = files.saturating_sub(FILES_APART).saturating_sub(polls) / 2;
+    u32::try_from(streams).unwrap_or(u32::MAX).max(RESERVED * 2)
+}
+
+#[cfg(all(test, not(proxy_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i8_streams_and_polls_together_stay_below_the_file_limit() {
+        assert_eq!(connections_of(20_000, 1), 9_871);
+        assert_eq!(connections_of(20_000, 1_000), 8_872);
+        assert_eq!(connections_of(1_024, 10_000), RESERVED * 2, "never so few that nobody is served");
     }
 }

@@ -91,6 +91,7 @@ async fn tick(local: Rc<Local>) {
         let late = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
         local.gauges().loop_lag_us.store(late, Ordering::Relaxed);
         let now = local.clock.now();
+        let _ = local.rules();
         local.watches.tick(now);
         local.upstreams.tick();
         let meters = local.recorder.meters();

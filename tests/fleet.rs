@@ -47,6 +47,7 @@ impl Polled {
             workers: 2,
             instance: "test".into(),
             seed: 11,
+            drained: std::collections::BTreeSet::new(),
         };
         let poller = Poller::new(parts, &fleet, received, &Clock::system());
         Self { poller, fleet, reports, names }

@@ -504,6 +504,81 @@ async fn an_idle_proxy_owns_a_few_megabytes() {
     assert!(anonymous < 8 * 1024, "{anonymous} kB without a request");
 }
 
+/// A command that talks to the proxy; its exit code, and all it printed.
+async fn remote(serving: &Serving, arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).args(["--listen", &serving.address.to_string()]).env_remove("HERDGATE_KEY");
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().unwrap(), said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_reloads_and_a_typo_changes_nothing_but_the_log() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let serving = Serving::start(&config).await;
+    configure(directory.path(), &herd.urls(), "router_keys: [secret-of-a-test]\ntypo: 1");
+    serving.signal(Signal::HUP);
+    let address = serving.address;
+    let refused = async || client::get(address, "/health").await.json()["configuration"]["status"] == "error";
+    eventually("refused", || async { refused().await }).await;
+    configure(directory.path(), &herd.urls(), "router_keys: [secret-of-a-test]");
+    serving.signal(Signal::HUP);
+    eventually("applied", || async { client::get(address, "/health").await.status == 401 }).await;
+    serving.signal(Signal::TERM);
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(
+        log.contains("typo") && log.contains("the old one stays in force") && log.contains("configuration reloaded")
+    );
+    assert!(!log.contains("secret-of-a-test"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_an_operator_say_what_came_of_them() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let path = directory.path().join("herdgate.yaml");
+    let written = configure(directory.path(), &herd.urls(), "administration: key\nrouter_keys: [k-1]");
+    let named = |text: String| text.replace("{ url", "{ name: gpu-a, url").replacen("{ name: gpu-a, url", "{ url", 1);
+    std::fs::write(&path, named(std::fs::read_to_string(&written).unwrap())).unwrap();
+    let mut command = Command::new(BINARY);
+    command.arg("serve").arg("--config").arg(&path);
+    let serving = Serving::spawn(command).await;
+    let file = path.to_str().unwrap();
+    let with =
+        |words: &[&str]| words.iter().chain(&["--config", file]).map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let run = async |words: &[&str]| {
+        let words = with(words);
+        remote(&serving, &words.iter().map(String::as_str).collect::<Vec<_>>()).await
+    };
+    eventually("both are up", || async { run(&["status"]).await.1.matches(" up ").count() == 3 }).await;
+    let (code, said) = run(&["status"]).await;
+    assert_eq!(code, 0);
+    assert!(said.contains("NODE") && said.contains("gpu-a") && said.contains("configuration: ok"), "{said}");
+    let (code, said) = run(&["status", "--json"]).await;
+    assert_eq!((code, serde_json::from_str::<serde_json::Value>(&said).unwrap()["phase"].clone()), (0, "ready".into()));
+    let (code, said) = run(&["drain", "gpu-a", "--wait", "60"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("nothing runs there any more") && run(&["status"]).await.1.contains("draining"), "{said}");
+    let (code, said) = run(&["undrain", "gpu-a", "--wait", "60"]).await;
+    assert!(code == 0 && said.contains("it is up"), "{said}");
+    let (code, said) = run(&["drain", "gpu-z"]).await;
+    assert!(code == 64 && said.contains("gpu-z") && said.contains("gpu-a"), "{said}");
+    let (code, said) = run(&["drain", "gpu-a", "--key", "wrong"]).await;
+    assert!(code == 77 && said.contains("HERDGATE_KEY"), "{said}");
+    let (code, said) = run(&["reload"]).await;
+    assert!(code == 0 && said.contains("nothing has changed"), "{said}");
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "slots: many\n").unwrap();
+    let (code, said) = run(&["reload"]).await;
+    assert!(code == 64 && said.contains("slots: value `many`") && said.contains("the old one stays"), "{said}");
+    let (code, said) = run(&["status"]).await;
+    assert!(code == 0 && said.contains("the last reload was refused"), "{said}");
+    let mut nobody = Command::new(BINARY);
+    let nobody = nobody.args(["status", "--listen", "127.0.0.1:1"]).current_dir(directory.path()).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(69), "{}", text(&nobody));
+}
+
 #[test]
 fn every_command_has_a_help_text_and_exits_0() {
     let directory = tempfile::tempdir().unwrap();
@@ -513,6 +588,10 @@ fn every_command_has_a_help_text_and_exits_0() {
         (&["demo", "--help"], &["--for"]),
         (&["sim", "--help"], &["--nodes", "--model", "--load-time"]),
         (&["check", "--help"], &["--config", "--lenient"]),
+        (&["status", "--help"], &["--json", "--listen", "--key", "--config"]),
+        (&["drain", "--help"], &["NODE", "--wait", "HERDGATE_KEY"]),
+        (&["undrain", "--help"], &["NODE", "--wait"]),
+        (&["reload", "--help"], &["--config", "exit 64"]),
     ] {
         let output = run(arguments, directory.path());
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");

@@ -35,16 +35,27 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("fleet", &["slots", "usage", "http1", "dialect"]),
     ("routing", &["fleet", "slots", "usage"]),
     ("access", &["dialect", "usage"]),
-    ("shared", &["access", "fleet", "slots", "usage", "live"]),
-    ("admin", &["shared", "fleet", "slots", "usage", "live", "dialect"]),
+    ("operator", &[]),
+    ("shared", &["access", "operator", "fleet", "slots", "usage", "live"]),
+    ("admin", &["shared", "operator", "fleet", "slots", "usage", "live", "dialect"]),
     ("proxy", &["shared", "access", "routing", "fleet", "slots", "usage", "http1", "dialect", "error"]),
-    ("front", &["proxy", "http1", "admin", "live", "shared", "routing", "fleet", "slots", "usage", "dialect", "error"]),
+    (
+        "front",
+        &[
+            "operator", "proxy", "http1", "admin", "live", "shared", "routing", "fleet", "slots", "usage", "dialect",
+            "error",
+        ],
+    ),
     ("worker", &["front", "proxy", "shared", "routing", "fleet", "slots", "usage", "error"]),
     (
         "control",
-        &["shared", "access", "admin", "live", "routing", "fleet", "slots", "usage", "http1", "dialect", "error"],
+        &[
+            "shared", "operator", "access", "admin", "live", "routing", "fleet", "slots", "usage", "http1", "dialect",
+            "error",
+        ],
     ),
-    ("gate", &["worker", "control", "shared", "access", "fleet", "usage", "live", "routing", "slots"]),
+    ("gate", &["worker", "control", "operator", "shared", "access", "fleet", "usage", "live", "routing", "slots"]),
+    ("remote", &["http1"]),
     ("sim", &["http1", "dialect"]),
     ("demo", &["gate", "sim", "admin", "shared", "fleet", "usage", "http1"]),
 ];

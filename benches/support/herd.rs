@@ -2,7 +2,7 @@
 
 use herdgate::config::NodeKind;
 use herdgate::fleet::progress::NodeProgress;
-use herdgate::fleet::{Candidate, Model, NodePs, NodeView, Snapshot, Target};
+use herdgate::fleet::{Candidate, Model, NodePs, NodeView, OwnTimes, Snapshot, Target};
 use herdgate::ids::{CellId, ModelId, NodeId};
 use herdgate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use herdgate::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<M
     };
     let candidates = nodes.iter().map(candidate).collect();
     let (id, name) = (ModelId(2), Arc::from(MODEL));
-    let model = Arc::new(Model { id, name, queue, word, candidates, conflict: false });
+    let model = Arc::new(Model { id, name, queue, word, candidates, conflict: false, times: OwnTimes::default() });
     let models = Arc::new([(Box::from(MODEL), Arc::clone(&model))].into_iter().collect());
     (Snapshot { nodes, models, ready: true, ..Snapshot::empty() }, model)
 }
@@ -39,6 +39,7 @@ fn node(at: u32, workers: usize) -> NodeView {
         base_path: Box::from(""),
         api_key: None,
         connect_ms: 2_000,
+        ..Target::default()
     };
     NodeView {
         id: NodeId(at),
@@ -59,6 +60,9 @@ fn node(at: u32, workers: usize) -> NodeView {
         cloud: false,
         ps: Arc::new(NodePs::default()),
         progress: Arc::new(NodeProgress::new(workers)),
+        times: OwnTimes::default(),
+        draining: false,
+        removed: false,
     }
 }
 

@@ -35,7 +35,7 @@ enum Format {
 
 /// Profiles the process as `query` says.
 pub async fn flamegraph(shared: &Arc<Shared>, query: Option<&str>) -> Answer {
-    if shared.config.router_keys.is_empty() && !shared.listen.ip().is_loopback() {
+    if shared.config.now().router_keys.is_empty() && !shared.listen.ip().is_loopback() {
         return error(StatusCode::FORBIDDEN, "a flamegraph needs a router key here (router_keys)");
     }
     let (seconds, format) = match asked(query) {

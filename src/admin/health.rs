@@ -37,7 +37,8 @@ fn readiness(phase: Phase, polled: bool) -> Answer {
 #[must_use]
 pub fn health(shared: &Shared, query: Option<&str>) -> Answer {
     let strict = query.and_then(|query| parameter(query, "strict")).is_some_and(|value| !is_no(&value));
-    report(&reading::nodes(shared), &shared.ledger.health(), shared.clock.now(), strict)
+    let configuration = super::status::configuration(shared);
+    report(&reading::nodes(shared), &shared.ledger.health(), &configuration, shared.clock.now(), strict)
 }
 
 /// `?strict`, `?strict=1`, `?strict=true` say yes.
@@ -45,15 +46,20 @@ fn is_no(value: &str) -> bool {
     matches!(value, "0" | "false" | "no" | "off")
 }
 
-fn report(nodes: &[NodeReading], ledger: &Health, now: u64, strict: bool) -> Answer {
+fn report(nodes: &[NodeReading], ledger: &Health, configuration: &Value, now: u64, strict: bool) -> Answer {
     let able = nodes.iter().filter(|node| node.trouble().is_none()).count();
-    let well = if strict { able == nodes.len() } else { able > 0 };
+    // What its operator took out is not missed.
+    let wanted = nodes.iter().filter(|node| !node.draining || node.trouble().is_none()).count();
+    let well = if strict { able == wanted && able > 0 } else { able > 0 };
     let endpoints: Map<String, Value> = nodes.iter().map(|node| (node.name.to_string(), node_state(node))).collect();
-    let body = json!({
+    let mut body = json!({
         "status": if well { "ok" } else { "error" },
         "endpoints": endpoints,
         "ledger": ledger_state(ledger, now),
     });
+    if configuration["status"] != "ok" || configuration.get("needs_restart").is_some() {
+        body["configuration"] = configuration.clone();
+    }
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Answer { status, content_type: JSON, body: body.to_string().into() }
 }
@@ -61,6 +67,9 @@ fn report(nodes: &[NodeReading], ledger: &Health, now: u64, strict: bool) -> Ans
 fn node_state(node: &NodeReading) -> Value {
     match node.trouble() {
         None => with_sick(json!({ "status": "ok", "version": node.version() }), node),
+        Some(_) if node.draining && node.up => {
+            with_sick(json!({ "status": "draining", "version": node.version() }), node)
+        }
         Some(trouble) => with_sick(json!({ "status": "error", "detail": trouble }), node),
     }
 }
@@ -96,6 +105,22 @@ mod tests {
         serde_json::from_slice(&answer.body).unwrap()
     }
 
+    fn fine() -> Value {
+        json!({ "status": "ok" })
+    }
+
+    #[test]
+    fn a_refused_reload_and_a_drained_node_are_told() {
+        let mut drained = node("b", true);
+        (drained.open, drained.draining) = (false, true);
+        let refused = json!({ "status": "error", "detail": "1 mistake" });
+        let answer = report(&[node("a", true), drained], &open_store(), &refused, 0, true);
+        assert_eq!(answer.status, StatusCode::OK, "what was taken out on purpose is not missed");
+        let told = parsed(&answer);
+        assert_eq!(told["configuration"]["detail"], "1 mistake");
+        assert_eq!(told["endpoints"]["b"]["status"], "draining");
+    }
+
     fn open_store() -> Health {
         Health { store: StoreState::Open, ..Health::default() }
     }
@@ -103,7 +128,7 @@ mod tests {
     #[test]
     fn healthy_while_one_node_can_serve() {
         let nodes = [node("a", true), node("b", false)];
-        let answer = report(&nodes, &open_store(), 0, false);
+        let answer = report(&nodes, &open_store(), &fine(), 0, false);
         assert_eq!(answer.status, StatusCode::OK);
         let text = r#"{"status":"ok","endpoints":{"a":{"status":"ok","version":"0.12.0"},"b":{"status":"error","detail":"connection refused"}},"ledger":{"status":"ok"}}"#;
         assert_eq!(answer.body, text);
@@ -113,7 +138,7 @@ mod tests {
     fn a_sick_node_is_named_and_serves() {
         let mut slow = node("a", true);
         slow.sick = vec![("slow", "m: slow: 1.0 tokens/s where the fleet's median is 9.0".to_owned())];
-        let answer = report(&[slow], &open_store(), 0, true);
+        let answer = report(&[slow], &open_store(), &fine(), 0, true);
         assert_eq!(answer.status, StatusCode::OK);
         let sick = &parsed(&answer)["endpoints"]["a"]["sick"];
         assert_eq!(*sick, json!(["m: slow: 1.0 tokens/s where the fleet's median is 9.0"]));
@@ -122,10 +147,10 @@ mod tests {
     #[test]
     fn strict_wants_every_node() {
         let nodes = [node("a", true), node("b", false)];
-        let answer = report(&nodes, &open_store(), 0, true);
+        let answer = report(&nodes, &open_store(), &fine(), 0, true);
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(parsed(&answer)["status"], "error");
-        assert_eq!(report(&nodes[..1], &open_store(), 0, true).status, StatusCode::OK);
+        assert_eq!(report(&nodes[..1], &open_store(), &fine(), 0, true).status, StatusCode::OK);
     }
 
     #[test]
@@ -133,10 +158,10 @@ mod tests {
         let mut suspect = node("a", true);
         suspect.open = false;
         suspect.cause = "no byte for 120 s".into();
-        let answer = report(&[suspect, node("b", false)], &open_store(), 0, false);
+        let answer = report(&[suspect, node("b", false)], &open_store(), &fine(), 0, false);
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(parsed(&answer)["endpoints"]["a"]["detail"], "no byte for 120 s");
-        assert_eq!(report(&[], &open_store(), 0, false).status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(report(&[], &open_store(), &fine(), 0, false).status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]
@@ -147,7 +172,7 @@ mod tests {
             last_error: Some("no space left on device".into()),
             ..Health::default()
         };
-        let answer = report(&[node("a", true)], &ledger, 1600, false);
+        let answer = report(&[node("a", true)], &ledger, &fine(), 1600, false);
         assert_eq!(answer.status, StatusCode::OK);
         let ledger = &parsed(&answer)["ledger"];
         assert_eq!(ledger["unwritten_ms"], 1500);

@@ -9,6 +9,7 @@ use super::Answer;
 use super::exposition::{Distribution, Exposition, Kind};
 use super::reading::{self, NodeReading, PairReading, WorkerReading};
 use crate::clock::Millis;
+use crate::operator::LastReload;
 use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::usage::answers::Health;
@@ -57,6 +58,11 @@ metrics! {
     NodeUp = "herdgate_node_up", Gauge, "1 while the node answers its probes.";
     NodeSuspect = "herdgate_node_suspect", Gauge, "1 while the node answers but gets no new work.";
     NodeSick = "herdgate_node_sick", Gauge, "Sicknesses of the node by kind: copies of models that are slow or spilled out of the GPU's memory, silence, a shrunk inventory.";
+    NodeDraining = "herdgate_node_draining", Gauge, "1 while the node is taken out by its operator.";
+    Reloads = "herdgate_config_reloads_total", Counter, "Reloads of the configuration, by what came of them.";
+    ReloadOk = "herdgate_config_last_reload_successful", Gauge, "0 while the last reload was refused and the configuration before it is in force.";
+    ReloadTime = "herdgate_config_last_reload_success_timestamp_seconds", Gauge, "Unix time at which the configuration in force was taken.";
+    RestartNeeded = "herdgate_config_restart_needed", Gauge, "Keys of the configuration that wait for a restart.";
     Panicking = "herdgate_fleet_panicking", Gauge, "1 while more than half of the nodes failed at once and the last known good ones are kept.";
     Conflicts = "herdgate_digest_conflicts", Gauge, "Models whose nodes disagree about their digest.";
     Generation = "herdgate_snapshot_generation", Gauge, "Generation of the fleet's snapshot.";
@@ -125,6 +131,9 @@ pub(crate) struct Reading {
     pub(crate) generation: u64,
     pub(crate) published: Millis,
     pub(crate) names: u64,
+    /// Reloads applied, and refused.
+    pub(crate) reloads: (u64, u64),
+    pub(crate) last_reload: Arc<LastReload>,
     pub(crate) connection_bound: u64,
     pub(crate) body_bytes: u64,
     pub(crate) ring_capacity: u64,
@@ -188,8 +197,10 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::Tokens => tokens(read, text, |pair| pair.exact),
         M::TokensEstimated => tokens(read, text, |pair| pair.estimated),
         M::NodeUp => by_node(read, text, |node| node.up),
-        M::NodeSuspect => by_node(read, text, |node| node.up && !node.open),
         M::NodeSick => sick(read, text),
+        M::NodeSuspect => by_node(read, text, |node| node.up && !node.open && !node.draining),
+        M::NodeDraining => by_node(read, text, |node| node.draining),
+        M::Reloads | M::ReloadOk | M::ReloadTime | M::RestartNeeded => reloads(metric, read, text),
         M::Panicking => text.whole(&[], u64::from(read.panicking)),
         M::Conflicts => text.whole(&[], read.conflicts),
         M::Generation => text.whole(&[], read.generation),
@@ -203,6 +214,19 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
             by_worker(metric, read, text);
         }
         _ => ledger(metric, &read.ledger, read.now, text),
+    }
+}
+
+fn reloads(metric: Metric, read: &Reading, text: &mut Exposition) {
+    let last = &read.last_reload;
+    match metric {
+        Metric::Reloads => {
+            text.whole(&[("result", "applied")], read.reloads.0);
+            text.whole(&[("result", "refused")], read.reloads.1);
+        }
+        Metric::ReloadOk => text.whole(&[], u64::from(last.mistakes.is_empty())),
+        Metric::ReloadTime => text.seconds_of_ms(&[], last.applied_unix_ms),
+        _ => text.whole(&[], last.needs_restart.len() as u64),
     }
 }
 
@@ -330,6 +354,8 @@ mod tests {
             generation: 7,
             published: 1000,
             names: 1,
+            reloads: (1, 2),
+            last_reload: Arc::default(),
             connection_bound: 100,
             body_bytes: 0,
             ring_capacity: 64,

@@ -213,7 +213,7 @@ fn asked_fold(body: &[u8]) -> Result<(i64, bool), String> {
 /// `GET /api/config`: the nodes in configuration order, as the last probes found them.
 #[must_use]
 pub fn config(shared: &Shared) -> Answer {
-    let keyed = !shared.config.router_keys.is_empty();
+    let keyed = !shared.config.now().router_keys.is_empty();
     Answer::json(config_object(&reading::nodes(shared), keyed).to_string())
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct NodeReading {
     pub(crate) llama: bool,
     /// Health says that it answers.
     pub(crate) up: bool,
+    /// Taken out by its operator.
+    pub(crate) draining: bool,
     /// It answers, and takes new work.
     pub(crate) open: bool,
     /// What is wrong with it though it serves: the kind, and in words.
@@ -43,6 +45,7 @@ impl NodeReading {
             kind: node.kind,
             llama: node.llama,
             up: node.up,
+            draining: node.draining,
             open: node.word.is_open(),
             sick: sick(node),
             cause: node.cause.clone(),
@@ -55,6 +58,7 @@ impl NodeReading {
     pub(crate) fn trouble(&self) -> Option<&str> {
         match (self.up, self.open) {
             (true, true) => None,
+            _ if self.draining && self.up => Some("taken out by its operator"),
             (true, false) if self.cause.is_empty() => Some("answers, but takes no new work"),
             (false, _) if self.cause.is_empty() => Some("not reached yet"),
             _ => Some(&self.cause),
@@ -82,7 +86,7 @@ fn sick(node: &NodeView) -> Vec<(&'static str, String)> {
 
 /// Every configured node, in order.
 pub(crate) fn nodes(shared: &Shared) -> Vec<NodeReading> {
-    shared.fleet.load().nodes.iter().map(|node| NodeReading::of(node)).collect()
+    shared.fleet.load().configured().map(|node| NodeReading::of(node)).collect()
 }
 
 /// What one (node, model name) did since the start.
@@ -173,15 +177,17 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         queues: queues(shared),
         workers: workers(shared, &ledger.ring_high_water),
         ledger,
+        reloads: shared.operator.reloads(),
+        last_reload: shared.operator.last_reload(),
         panicking: snapshot.panicking,
         conflicts: snapshot.models.values().filter(|model| model.conflict).count() as u64,
         generation: snapshot.generation,
         published: snapshot.published,
         names: shared.names.models() as u64,
-        connection_bound: u64::from(shared.connection_bound),
+        connection_bound: u64::from(shared.connection_bound()),
         body_bytes: shared.body_bytes.load(Ordering::Relaxed),
-        ring_capacity: shared.config.limits.ring as u64,
-        open_listener: !shared.listen.ip().is_loopback() && shared.config.router_keys.is_empty(),
+        ring_capacity: shared.config.now().limits.ring as u64,
+        open_listener: !shared.listen.ip().is_loopback() && shared.config.now().router_keys.is_empty(),
     }
 }
 
@@ -262,6 +268,7 @@ pub(crate) mod tests {
             kind: NodeKind::Ollama,
             llama: false,
             up,
+            draining: false,
             open: up,
             sick: Vec::new(),
             cause: if up { "" } else { "connection refused" }.into(),

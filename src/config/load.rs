@@ -124,6 +124,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
     if mistakes.is_empty() { Ok(Loaded { config, warnings }) } else { Err(mistakes) }
 }
 
+/// The configuration as far as it can be read, and what is wrong with it: for whoever asks it where a proxy is, not for
+/// running one.
+#[must_use]
+pub fn read_anyway(sources: &Sources) -> (Config, Vec<Mistake>) {
+    let mut walk = Walk::new(sources.flags.lenient);
+    let config = fill(sources, &mut walk);
+    (config, walk.mistakes)
+}
+
 /// The configuration and, in `walk`, what is wrong with it.
 pub(super) fn fill(sources: &Sources, walk: &mut Walk) -> Config {
     let mut config = Config::default();

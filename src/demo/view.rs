@@ -61,7 +61,7 @@ pub(super) fn line(second: u64, shared: &Shared) -> String {
     let mut text = String::new();
     if second % PAGE == 1 {
         let _ = write!(text, "{:>5} {:>7}", "", "waiting");
-        for node in &snapshot.nodes {
+        for node in snapshot.configured() {
             let _ = write!(text, "  {:<COLUMN$}", node.name);
         }
         text.truncate(text.trim_end().len());
@@ -70,7 +70,7 @@ pub(super) fn line(second: u64, shared: &Shared) -> String {
     let waiting: u64 = snapshot.models.values().map(|model| u64::from(model.queue.len())).sum();
     let _ = write!(text, "{second:>4}s {waiting:>7}");
     let figures = by_node(shared);
-    for node in &snapshot.nodes {
+    for node in snapshot.configured() {
         let seen = figures.get(&*node.name).copied().unwrap_or_default();
         let cell = if node.up {
             format!("{} now {:>4} done {:>6}t", seen.running, seen.requests, seen.output)

@@ -9,14 +9,15 @@
 use std::collections::HashMap;
 
 use crate::clock::Millis;
-use crate::config::{Degrade, SlotsConfig};
+use crate::config::{Config, Degrade, SlotsConfig};
 use crate::fleet::cells::{Cells, Key, Use};
 use crate::fleet::facts::{Facts, INCOMPLETE_MS, is_known, place};
 use crate::fleet::inventory::{Entry, Loaded};
 use crate::fleet::listing::{self, Source};
 use crate::fleet::node::{Node, Now};
+use crate::fleet::reconfigure::Told;
 use crate::fleet::weave::{Edit, woven};
-use crate::fleet::{Candidate, Listing, Model, NodeView, Snapshot};
+use crate::fleet::{Candidate, Listing, Model, NodeView, OwnTimes, Snapshot};
 use crate::ids::NodeId;
 use crate::slots::{Cell, Limit, Pair};
 use crate::sync::Arc;
@@ -89,15 +90,18 @@ impl Facts {
         if published {
             self.set_words();
             self.settling.published();
+            std::mem::take(&mut self.told).into_iter().for_each(Told::tell);
         }
         let last = &self.last;
         self.misses.settle(now.ms, |key| is_known(last, key));
         std::mem::take(&mut self.opened)
     }
 
-    /// Some configured node was never reached, and the process is young.
+    /// Some configured node was never reached, and has not been configured for long.
     pub(super) fn is_incomplete(&self, now: Now) -> bool {
-        now.ms.saturating_sub(self.started) < INCOMPLETE_MS && self.nodes.iter().any(|node| !node.health.reached)
+        let awaited =
+            |node: &Node| !node.removed && !node.health.reached && now.ms.saturating_sub(node.born) < INCOMPLETE_MS;
+        self.nodes.iter().any(awaited)
     }
 
     /// What a node just told of its memory, into its cells.
@@ -155,6 +159,9 @@ impl Facts {
             any: Arc::clone(&self.any[at]),
             ps: Arc::clone(&node.ps),
             progress: Arc::clone(&node.progress),
+            times: OwnTimes::of(&node.config.timeouts),
+            draining: node.draining,
+            removed: node.removed,
         })
     }
 
@@ -167,15 +174,16 @@ impl Facts {
         for (key, edits) in edits {
             let old = models.get(&*key);
             let candidates = woven(old.map_or(&[], |old| &old.candidates), &edits);
-            if candidates.is_none() && old.is_some() {
+            let Some(name) = self.cells.known(&key) else { continue };
+            let times = own_times(&self.config, &name.name);
+            if candidates.is_none() && old.is_some_and(|old| old.times == times) {
                 continue;
             }
-            let candidates = candidates.unwrap_or_default();
+            let candidates = candidates.or_else(|| old.map(|old| old.candidates.clone())).unwrap_or_default();
             self.work += candidates.len();
-            let Some(name) = self.cells.known(&key) else { continue };
             let conflict = listing::conflict(candidates.iter().filter(|c| c.up).map(|c| &*c.digest));
             let (id, queue, word) = (name.id, Arc::clone(&name.queue), Arc::clone(&name.word));
-            let model = Model { id, name: Arc::clone(&name.name), queue, word, candidates, conflict };
+            let model = Model { id, name: Arc::clone(&name.name), queue, word, candidates, conflict, times };
             models.insert(Box::from(&*key), Arc::new(model));
         }
         models.retain(|key, model| !model.candidates.is_empty() || is_lost(key));
@@ -276,10 +284,20 @@ impl Facts {
     }
 }
 
-/// Whether a view shows the node as it is; what is left out here never changes.
+/// What the first of the models' overrides that says something of a time-out says.
+fn own_times(config: &Config, display: &str) -> OwnTimes {
+    config.overrides_of(display).fold(OwnTimes::default(), |times, model| times.or(OwnTimes::of(&model.timeouts)))
+}
+
+/// Whether a view shows the node as it is; what is left out here changes only with the word.
 fn shows(view: &NodeView, node: &Node) -> bool {
     let health = &node.health;
-    (view.up, view.suspect, view.since) == (health.is_up(), health.suspect, health.since)
+    (view.draining, view.removed, view.cloud, view.llama)
+        == (node.draining, node.removed, node.config.cloud, node.config.llama)
+        && Arc::ptr_eq(&view.word, &node.word)
+        && Arc::ptr_eq(&view.target, &node.target)
+        && view.times == OwnTimes::of(&node.config.timeouts)
+        && (view.up, view.suspect, view.since) == (health.is_up(), health.suspect, health.since)
         && Arc::ptr_eq(&view.cause, &health.cause)
         && Arc::ptr_eq(&view.sick, &node.sick)
         && view.shrunk == node.shrunk
@@ -290,7 +308,7 @@ fn shows(view: &NodeView, node: &Node) -> bool {
 /// The slots of a model on a node. What an OpenAI-compatible node says of its own slots is exact, so it is a hard limit
 /// that makes requests wait here for whichever node is free first; only what was configured for the node or the model
 /// itself, or on purpose for all, wins over it.
-fn limit(config: &crate::config::Config, node: &Node, display: &str) -> Limit {
+fn limit(config: &Config, node: &Node, display: &str) -> Limit {
     let (slots, from) = config.slots_for(&node.config, display);
     let is_default = matches!(from, "default" | "max_concurrent_connections");
     match (node.total_slots, slots) {

@@ -169,6 +169,22 @@ impl Cells {
         self.cells.get(&node)?.get(weights)
     }
 
+    /// Lets go of a node's cells, whose word is closed already: permits keep them until they end.
+    pub fn forget(&mut self, node: NodeId) {
+        for cell in self.cells.remove(&node).into_iter().flat_map(HashMap::into_values) {
+            for queue in cell.links() {
+                cell.unlink(&queue);
+            }
+        }
+    }
+
+    /// Another bound for the waiters of one name, here and in the queues that come.
+    pub fn set_queue_length(&mut self, queue_length: u32) {
+        self.queue_length = queue_length;
+        let gone = self.gone.iter().map(|(_, name)| name);
+        self.by_key.values().chain(gone).for_each(|name| name.queue.set_bound(queue_length));
+    }
+
     /// The cells of one node.
     pub fn of_node(&self, node: NodeId) -> impl Iterator<Item = &Arc<Cell>> {
         self.cells.get(&node).into_iter().flat_map(HashMap::values)

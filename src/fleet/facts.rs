@@ -4,6 +4,8 @@
 //! Called by [`crate::fleet::poll`], which does the I/O; tests call it with answers of their own. The Snapshot itself is
 //! put together in `fleet::build`. Must never wait or read a clock.
 
+use std::collections::BTreeSet;
+
 use crate::clock::Millis;
 use crate::config::{Config, NodeConfig};
 use crate::fleet::build::Routes;
@@ -13,6 +15,7 @@ use crate::fleet::health::{Event, Fall, Line, Phase, Standing, panicking};
 use crate::fleet::misses::Misses;
 use crate::fleet::node::{Blobs, Change, Node, Now, Question, millis};
 use crate::fleet::progress::suspicion;
+use crate::fleet::reconfigure::Told;
 use crate::fleet::report::Report;
 use crate::fleet::settle::Settling;
 use crate::fleet::shelf::Shelf;
@@ -50,6 +53,8 @@ pub struct Parts {
     pub instance: Arc<str>,
     /// Seed of the jitter.
     pub seed: u64,
+    /// Names of the nodes that are taken out.
+    pub drained: BTreeSet<String>,
 }
 
 /// One question to one node.
@@ -63,6 +68,8 @@ pub struct Job {
     pub ask: Ask,
     /// When.
     pub asked_at: Millis,
+    /// [`Node::incarnation`] then.
+    pub incarnation: u32,
 }
 
 /// What has changed since the last Snapshot.
@@ -88,6 +95,14 @@ pub struct Facts {
     /// By node: the pair of requests without a known model.
     pub(super) any: Vec<Arc<Pair>>,
     pub(super) cells: Cells,
+    pub(super) workers: usize,
+    pub(super) instance: Arc<str>,
+    /// Names of the nodes that are taken out, configured or not.
+    pub(super) drained: BTreeSet<String>,
+    /// Nodes are elsewhere, or others, since that was asked last.
+    pub(super) retargeted: bool,
+    /// To be told with the next Snapshot.
+    pub(super) told: Vec<Told>,
     blobs: Blobs,
     shelf: Shelf,
     pub(super) misses: Misses,
@@ -115,7 +130,7 @@ pub struct Facts {
     pub(super) work: usize,
     pub(super) rest_ms: Millis,
     /// By node: when it wants to be asked something next. In a row of their own, since they are all looked at each time.
-    dues: Vec<Millis>,
+    pub(super) dues: Vec<Millis>,
     next_tick: Millis,
     /// How fast nodes generate, as last told.
     pub(super) speeds: Arc<Vec<Speed>>,
@@ -135,6 +150,8 @@ impl Facts {
                 let target = Arc::new(resolve::target(&config, parts.config.timeouts.connect));
                 let mut node = Node::new(NodeId(id), config, target, parts.workers, Arc::clone(&parts.instance), now);
                 remembered.restore(&mut node, now, &parts.config.health);
+                node.draining = parts.drained.contains(&*node.name);
+                node.word.set_draining(node.draining);
                 node
             })
             .collect();
@@ -150,6 +167,11 @@ impl Facts {
             nodes,
             any,
             cells,
+            workers: parts.workers,
+            instance: parts.instance,
+            drained: parts.drained,
+            retargeted: false,
+            told: Vec::new(),
             blobs,
             shelf,
             misses: Misses::default(),
@@ -214,7 +236,7 @@ impl Facts {
         for (node, due) in self.nodes.iter_mut().zip(&mut self.dues).filter(|(_, due)| **due <= now.ms) {
             for question in node.due(now.ms, rules, &mut self.blobs, || jitter(random)) {
                 let ask = node.ask(&question, rules);
-                jobs.push(Job { node: node.id, question, ask, asked_at: now.ms });
+                jobs.push(Job { node: node.id, question, ask, asked_at: now.ms, incarnation: node.incarnation });
             }
             *due = node.next_due();
             if node.take_adopted() {
@@ -232,6 +254,12 @@ impl Facts {
         let jitter = jitter(&mut self.random);
         let config = Arc::clone(&self.config);
         let Some(node) = place(job.node).and_then(|at| self.nodes.get_mut(at)) else { return };
+        if node.incarnation != job.incarnation {
+            if let Question::Weights { digest, .. } = &job.question {
+                self.blobs.unanswered(digest);
+            }
+            return;
+        }
         let change = node.answered(&job.question, job.asked_at, result, now, &config.health, jitter);
         if change.models {
             node.share_entries(&mut self.shelf);
@@ -254,6 +282,8 @@ impl Facts {
     /// A worker reports.
     pub fn report(&mut self, report: Report, now: Now) {
         match report {
+            Report::Reconfigure(wanted) => self.reconfigure(*wanted, now),
+            Report::Drain { node, on, done } => self.drain(node, on, done),
             Report::Refused(node) => self.health(node, Event::Refused, now),
             Report::Reached(node) => self.health(node, Event::Reached, now),
             Report::Administered(node) => self.each(node, |node| {
@@ -303,6 +333,9 @@ impl Facts {
         self.next_tick = now.ms + TICK_MS;
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
+            if node.removed {
+                continue;
+            }
             let (id, was) = (node.id, node.health.suspect);
             let after = node.config.timeouts.suspect_after.unwrap_or(self.config.timeouts.suspect_after);
             let suspect = suspicion(was, node.progress.reading(), now.ms, millis(after));
@@ -337,7 +370,8 @@ impl Facts {
     fn health(&mut self, node: NodeId, event: Event, now: Now) {
         let jitter = jitter(&mut self.random);
         let config = Arc::clone(&self.config);
-        let Some(found) = place(node).and_then(|at| self.nodes.get_mut(at)) else { return };
+        let found = place(node).and_then(|at| self.nodes.get_mut(at)).filter(|node| !node.removed);
+        let Some(found) = found else { return };
         let change = found.event(event, now, &config.health, jitter);
         self.reschedule(node);
         self.take(node, &change, now);
@@ -386,7 +420,9 @@ impl Facts {
     /// Decides whether the fleet panics.
     fn panic(&mut self, now: Now) {
         let rules = &self.config.health;
-        let standings: Vec<Standing> = self.nodes.iter().map(|node| Standing::of(&node.health)).collect();
+        // One that its operator took out falls silent because it is restarted.
+        let counted = self.nodes.iter().filter(|node| !node.removed && !node.draining);
+        let standings: Vec<Standing> = counted.map(|node| Standing::of(&node.health)).collect();
         // Two probes fell due within one interval, and each waited for its time-out.
         let window = millis(rules.probe) + millis(rules.probe_timeout);
         let percent = rules.panic_threshold_percent;
@@ -428,6 +464,7 @@ impl Facts {
             let was_open = node.word.is_open();
             node.word.set_recovering(node.health.recovering_until != 0);
             node.word.set_suspect(node.health.suspect);
+            node.word.set_draining(node.draining);
             node.word.set_up(self.is_routable(node));
             if !was_open && node.word.is_open() {
                 self.opened.push(Arc::clone(&any.cell));

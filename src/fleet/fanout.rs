@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::InForce;
 use crate::dialect::texts::Refusal;
 use crate::dialect::{Family, name};
 use crate::fleet::Snapshot;
@@ -204,7 +204,7 @@ pub fn too_many() -> Refusal {
 /// What the orders' tasks share; lives on the control thread alone.
 #[derive(Debug)]
 pub struct Desk {
-    config: Arc<Config>,
+    config: InForce,
     snapshot: Arc<ArcSwap<Snapshot>>,
     clock: Clock,
     reports: Reports,
@@ -215,13 +215,13 @@ pub struct Desk {
 impl Desk {
     /// Reads what an earlier process kept.
     #[must_use]
-    pub fn new(config: &Arc<Config>, snapshot: &Arc<ArcSwap<Snapshot>>, clock: &Clock, reports: Reports) -> Rc<Self> {
+    pub fn new(config: &InForce, snapshot: &Arc<ArcSwap<Snapshot>>, clock: &Clock, reports: Reports) -> Rc<Self> {
         Rc::new(Self {
-            config: Arc::clone(config),
+            config: config.clone(),
             snapshot: Arc::clone(snapshot),
             clock: clock.clone(),
             reports,
-            keeper: Keeper::load(config.data.join("pending.json")),
+            keeper: Keeper::load(config.now().data.join("pending.json")),
             under_way: Cell::new(0),
         })
     }
@@ -274,9 +274,9 @@ impl Desk {
 
     /// The nodes of an operation; a model that no inventory has is looked for once more.
     async fn goals(&self, asked: &Asked, header: Option<&str>) -> Result<Goals, NoGoal> {
-        let chosen = targets::choose(&self.snapshot.load_full(), &self.config, asked, header);
+        let chosen = targets::choose(&self.snapshot.load_full(), &self.config.now(), asked, header);
         if matches!(chosen, Err(NoGoal::NoModel | NoGoal::Unsure)) && self.reports.miss(&asked.key).await {
-            return targets::choose(&self.snapshot.load_full(), &self.config, asked, header);
+            return targets::choose(&self.snapshot.load_full(), &self.config.now(), asked, header);
         }
         chosen
     }

@@ -106,6 +106,12 @@ impl Client {
         Self { target, keep, kept }
     }
 
+    /// Whether it asks the node there.
+    #[must_use]
+    pub fn is_of(&self, target: &Arc<Target>) -> bool {
+        Arc::ptr_eq(&self.target, target)
+    }
+
     /// Sends the request and reads the whole answer, whatever its status.
     ///
     /// A kept connection that turns out to be dead before a byte came is replaced by a new one, once: everything the
@@ -285,6 +291,7 @@ mod tests {
             base_path: base_path.into(),
             api_key: Some(Secret("k".into())),
             connect_ms: 2_000,
+            ..Target::default()
         }))
     }
 

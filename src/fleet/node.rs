@@ -148,6 +148,14 @@ pub struct Node {
     pub url: Arc<str>,
     /// Where it is.
     pub target: Arc<Target>,
+    /// Taken out by its operator.
+    pub draining: bool,
+    /// Not configured any more: never asked, never shown, never sent anything.
+    pub removed: bool,
+    /// Which node it is in this place: answers to an earlier one's questions are not its.
+    pub incarnation: u32,
+    /// When it was configured.
+    pub born: Millis,
     /// Shared with its cells.
     pub word: Arc<NodeWord>,
     /// Written by workers.
@@ -216,6 +224,10 @@ impl Node {
             url: config.url.as_str().into(),
             config,
             target,
+            draining: false,
+            removed: false,
+            incarnation: 0,
+            born: now.ms,
             word: Arc::new(word),
             progress: Arc::new(NodeProgress::new(workers)),
             health: Health::new(now.ms),
@@ -254,6 +266,25 @@ impl Node {
         self.returned = !was_up;
     }
 
+    /// It is not configured any more: nothing is known of it, and nothing asked.
+    pub fn retire(&mut self, now: Millis) {
+        self.removed = true;
+        self.incarnation += 1;
+        self.health = Health::new(now);
+        self.version = None;
+        self.inventory = Arc::default();
+        self.inventory_hash = None;
+        self.lost.clear();
+        self.loaded = Arc::default();
+        self.ps = Arc::default();
+        self.weights.clear();
+        self.seen_unix_ms = None;
+        self.round_done = true;
+        self.total_slots = None;
+        self.sick = Arc::default();
+        self.shrunk = None;
+    }
+
     /// Shares with other nodes what its inventory says alike.
     pub fn share_entries(&mut self, shelf: &mut Shelf) {
         // Nobody else holds it, or it is being stored and keeps what it has.
@@ -277,6 +308,9 @@ impl Node {
     /// When it wants to be asked something next; [`Millis::MAX`] while it waits for answers.
     #[must_use]
     pub fn next_due(&self) -> Millis {
+        if self.removed {
+            return Millis::MAX;
+        }
         let probe = if self.probe_busy { Millis::MAX } else { self.health.probe_at };
         if !self.health.is_up() {
             return probe;
@@ -509,6 +543,11 @@ impl Blobs {
         if let Some(blob) = node.blob(digest) {
             self.insert(digest, blob);
         }
+    }
+
+    /// Whoever was asked for this manifest is gone.
+    pub fn unanswered(&mut self, digest: &Arc<str>) {
+        self.asked.remove(digest);
     }
 
     fn insert(&mut self, digest: &Arc<str>, blob: &Arc<str>) {

@@ -8,13 +8,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::clock::{Clock, Millis};
-use crate::config::NodeConfig;
 use crate::fleet::facts::{Facts, Job, Parts};
 use crate::fleet::fetch::{Answer, Client, FetchError};
 use crate::fleet::memory::{self, Keepsake, Memory};
 use crate::fleet::node::Now;
 use crate::fleet::report::Report;
-use crate::fleet::{Fleet, Snapshot, Target};
+use crate::fleet::{Fleet, Snapshot};
 use crate::slots::Cell;
 use crate::sync::{Arc, spawn_local, spawn_thread};
 use crate::usage::speed::Speed;
@@ -111,12 +110,6 @@ impl Poller {
         Self { speeds, ..self }
     }
 
-    /// The nodes and where they are, for [`crate::fleet::resolve::keep_fresh`].
-    #[must_use]
-    pub fn targets(&self) -> Vec<(NodeConfig, Arc<Target>)> {
-        self.facts.nodes().iter().map(|node| (node.config.clone(), Arc::clone(&node.target))).collect()
-    }
-
     /// Asks what is due, waits for the next answer, report or deadline, takes all that are there, and publishes.
     ///
     /// Needs a `LocalSet`. Cancel safe: nothing is lost when it is dropped between two awaits; call it again.
@@ -134,6 +127,7 @@ impl Poller {
         while let Ok(report) = self.reports.try_recv() {
             self.facts.report(report, now(&self.clock));
         }
+        self.retarget();
         let now = now(&self.clock);
         self.facts.learn_speeds(self.speeds.load_full());
         self.facts.tick(now);
@@ -151,6 +145,20 @@ impl Poller {
     /// Writes the memory now, in this thread; at the end of the process.
     pub fn store_now(&self) {
         write(&Keepsake::of(self.facts.nodes()), &self.store);
+    }
+
+    /// A client for each node that is another, or elsewhere.
+    fn retarget(&mut self) {
+        if !self.facts.take_retargeted() {
+            return;
+        }
+        for (at, node) in self.facts.nodes().iter().enumerate() {
+            match self.clients.get_mut(at) {
+                Some(client) if client.is_of(&node.target) => {}
+                Some(client) => *client = Client::new(Arc::clone(&node.target)),
+                None => self.clients.push(Client::new(Arc::clone(&node.target))),
+            }
+        }
     }
 
     fn ask(&mut self) {

@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
+use crate::config::{Config, NodeConfig};
+use crate::fleet::reconfigure::{NodesChanged, Reconfigure};
 use crate::ids::NodeId;
+use crate::sync::Arc;
 
 /// Reports under way at most. A burst of this size means the control thread is late by far more than a round.
 const REPORTS_MAX: usize = 1_024;
@@ -15,9 +18,20 @@ pub const MISS_WAIT: Duration = Duration::from_secs(1);
 /// How long an operation on models waits until the Snapshot shows its effect.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(2);
 
-/// One event that a worker has seen.
+/// One event that a worker has seen, or one order of the operator's.
 #[derive(Debug)]
 pub enum Report {
+    /// The configuration was read again.
+    Reconfigure(Box<Reconfigure>),
+    /// A node is taken out, or in again.
+    Drain {
+        /// Which.
+        node: NodeId,
+        /// Out.
+        on: bool,
+        /// Told once a Snapshot shows it.
+        done: tokio::sync::oneshot::Sender<()>,
+    },
     /// The node refused a connection. The worker has already closed the node's word.
     Refused(NodeId),
     /// The node answered although its word says down or suspect.
@@ -96,6 +110,20 @@ impl Reports {
         let (settled, done) = tokio::sync::oneshot::channel();
         self.send(Report::Changed { nodes, settled })
             && matches!(tokio::time::timeout(SETTLE_WAIT, done).await, Ok(Ok(())))
+    }
+
+    /// Goes by another configuration; what it came to, once a Snapshot shows it. `None`: the process ends.
+    pub async fn reconfigure(&self, config: Arc<Config>, nodes: Vec<(NodeId, NodeConfig)>) -> Option<NodesChanged> {
+        let (done, changed) = tokio::sync::oneshot::channel();
+        let report = Report::Reconfigure(Box::new(Reconfigure { config, nodes, done }));
+        self.sender.send_async(report).await.ok()?;
+        changed.await.ok()
+    }
+
+    /// Takes a node out or in again; done once a Snapshot shows it. False: the process ends.
+    pub async fn drain(&self, node: NodeId, on: bool) -> bool {
+        let (done, shown) = tokio::sync::oneshot::channel();
+        self.sender.send_async(Report::Drain { node, on, done }).await.is_ok() && shown.await.is_ok()
     }
 
     fn send(&self, report: Report) -> bool {

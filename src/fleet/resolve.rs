@@ -5,15 +5,52 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::config::{Config, NodeConfig};
-use crate::fleet::Target;
+use crate::config::{Config, InForce, NodeConfig};
 use crate::fleet::node::millis;
+use crate::fleet::{Snapshot, Target};
 use crate::sync::{Arc, spawn_local};
+
+/// What a look-up comes to.
+pub type Found = std::io::Result<Vec<SocketAddr>>;
+
+type Lookup = dyn Fn(String, u16) -> Pin<Box<dyn Future<Output = Found>>> + Send + Sync;
+
+/// Turns a name into addresses; the operating system's, or a test's own.
+#[derive(Clone)]
+pub struct Resolver(Arc<Lookup>);
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver(…)")
+    }
+}
+
+impl Resolver {
+    /// The operating system's, on the runtime's blocking pool.
+    #[must_use]
+    pub fn system() -> Self {
+        Self(Arc::new(|host, port| Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })))
+    }
+
+    /// What `answer` says of a name.
+    #[must_use]
+    pub fn answering(answer: impl Fn(&str, u16) -> Found + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move |host, port| Box::pin(std::future::ready(answer(&host, port)))))
+    }
+
+    async fn look_up(&self, host: String, port: u16) -> Found {
+        match tokio::time::timeout(LOOKUP, (self.0)(host, port)).await {
+            Ok(found) => found,
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
 
 /// The longest a look-up is waited for; the operating system's own patience is often longer.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -36,6 +73,9 @@ pub fn target(node: &NodeConfig, connect: Duration) -> Target {
         base_path: node.base_path.as_str().into(),
         api_key: node.api_key.clone(),
         connect_ms: millis(node.connect_timeout.unwrap_or(connect)),
+        pool_idle_ms: node.timeouts.pool_idle.map(millis),
+        lookup: literal.is_none().then(|| (node.host.as_str().into(), node.port)),
+        ..Target::default()
     }
 }
 
@@ -72,14 +112,14 @@ fn unique(found: &[SocketAddr]) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// Every name with several addresses of one family and no `expand` (in an ancestor's file a warning: the first counts).
-pub async fn expand(config: &Config) -> Result<Vec<NodeConfig>, Vec<String>> {
+pub async fn expand(config: &Config, resolver: &Resolver) -> Result<Vec<NodeConfig>, Vec<String>> {
     let mut found: HashMap<(String, u16), Vec<SocketAddr>> = HashMap::new();
     let names = config.nodes.iter().filter(|node| node.host.parse::<IpAddr>().is_err());
     let mut lookups: Vec<_> = names
         .map(|node| (node.host.clone(), node.port))
         .collect::<BTreeSet<_>>()
         .into_iter()
-        .map(|name| (name.clone(), Box::pin(look_up(name.0, name.1))))
+        .map(|name| (name.clone(), Box::pin(resolver.look_up(name.0, name.1))))
         .collect();
     let all = std::future::poll_fn(|cx| {
         lookups.retain_mut(|(name, lookup)| match lookup.as_mut().poll(cx) {
@@ -130,32 +170,47 @@ fn one_of(node: &NodeConfig, address: SocketAddr) -> NodeConfig {
     NodeConfig { name, host: address.ip().to_string(), expand: false, ..node.clone() }
 }
 
-/// Keeps the addresses of all named targets fresh, at once and then `every`, until dropped. Nothing to do for literals.
-pub async fn keep_fresh(targets: Vec<(NodeConfig, Arc<Target>)>, every: Duration) {
-    let (sender, answers) = flume::bounded(targets.len().max(1));
-    let named: Vec<_> = targets.into_iter().filter(|(node, _)| node.host.parse::<IpAddr>().is_err()).collect();
-    let mut warned = vec![false; named.len()];
-    if named.is_empty() {
-        return std::future::pending().await;
-    }
-    let mut rounds = tokio::time::interval(every);
-    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// What [`keep_fresh`] goes by.
+#[derive(Debug)]
+pub struct Names {
+    /// Whose nodes are looked up.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// How often.
+    pub config: InForce,
+    /// By whom.
+    pub resolver: Resolver,
+    /// Other nodes are configured: look them up now.
+    pub again: flume::Receiver<()>,
+}
+
+/// Keeps the addresses of all named nodes fresh, at once and then each `health.resolve`, until dropped.
+pub async fn keep_fresh(names: Names) {
+    let mut warned = BTreeSet::new();
     loop {
-        rounds.tick().await;
+        let snapshot = names.snapshot.load_full();
+        let named = snapshot.configured().filter_map(|node| Some((node, node.target.lookup.clone()?)));
+        let named: Vec<_> = named.map(|(node, (host, port))| (Arc::clone(node), host, port)).collect();
+        let (sender, answers) = flume::bounded(named.len().max(1));
         // Each name in a task of its own: one that hangs delays no other.
-        for (at, (node, _)) in named.iter().enumerate() {
-            let (sender, lookup) = (sender.clone(), look_up(node.host.clone(), node.port));
+        for (node, host, port) in named {
+            let (sender, resolver) = (sender.clone(), names.resolver.clone());
             spawn_local(async move {
-                let found = lookup.await.unwrap_or_default();
-                let _ = sender.send_async((at, found)).await;
+                let found = resolver.look_up(host.to_string(), port).await.unwrap_or_default();
+                let _ = sender.send_async((node, found)).await;
             });
         }
-        for _ in 0..named.len() {
-            let Ok((at, found)) = answers.recv_async().await else { return };
-            let (node, target) = &named[at];
-            update(target, &found);
-            if is_ambiguous(&found) && !std::mem::replace(&mut warned[at], true) {
-                tracing::warn!(node = %node.name, host = %node.host, "the name has several addresses: taking the first");
+        drop(sender);
+        while let Ok((node, found)) = answers.recv_async().await {
+            update(&node.target, &found);
+            if is_ambiguous(&found) && warned.insert(node.id) {
+                tracing::warn!(node = %node.name, "its name has several addresses: taking the first");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(names.config.now().health.resolve) => {}
+            again = names.again.recv_async() => if again.is_err() {
+                // Nobody reconfigures any more.
+                tokio::time::sleep(names.config.now().health.resolve).await;
             }
         }
     }
@@ -169,21 +224,18 @@ fn update(target: &Target, found: &[SocketAddr]) {
     if found.is_empty() || known.iter().all(|address| found.contains(address)) && known.len() == addresses.len() {
         return;
     }
-    target.addresses.store(Arc::new(addresses));
-}
-
-async fn look_up(host: String, port: u16) -> std::io::Result<Vec<SocketAddr>> {
-    let lookup = tokio::net::lookup_host((host, port));
-    match tokio::time::timeout(LOOKUP, lookup).await {
-        Ok(found) => Ok(found?.collect()),
-        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-    }
+    target.moved(addresses);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::NodeKind;
+    use crate::fleet::progress::NodeProgress;
+    use crate::fleet::{NodeView, OwnTimes};
+    use crate::ids::{CellId, ModelId, NodeId};
+    use crate::slots::{Cell, Limit, NodeWord, Pair};
+    use crate::usage::counters::PairCounters;
 
     fn node(host: &str) -> NodeConfig {
         NodeConfig {
@@ -201,6 +253,36 @@ mod tests {
             timeouts: crate::config::TimeoutOverrides::default(),
             llama: false,
         }
+    }
+
+    /// A node there; nothing else of it matters.
+    fn view(target: &Arc<Target>) -> Arc<NodeView> {
+        let word = Arc::new(NodeWord::new());
+        let cell = Arc::new(Cell::new(CellId(0), NodeId(0), Arc::clone(&word), Limit::Soft(1)));
+        let counters = Arc::new(PairCounters::new(1));
+        Arc::new(NodeView {
+            id: NodeId(0),
+            name: "gpu".into(),
+            url: "http://gpu".into(),
+            kind: NodeKind::Ollama,
+            llama: false,
+            target: Arc::clone(target),
+            up: false,
+            suspect: false,
+            sick: Arc::default(),
+            shrunk: None,
+            cause: "".into(),
+            since: 0,
+            version: None,
+            word,
+            cloud: false,
+            any: Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None }),
+            ps: Arc::default(),
+            progress: Arc::new(NodeProgress::new(1)),
+            times: OwnTimes::default(),
+            draining: false,
+            removed: false,
+        })
     }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
@@ -269,10 +351,17 @@ mod tests {
     #[tokio::test]
     async fn a_name_of_this_machine_resolves() {
         let config = Config { nodes: vec![node("localhost")], ..Config::default() };
-        assert_eq!(expand(&config).await.unwrap().len(), 1);
+        assert_eq!(expand(&config, &Resolver::system()).await.unwrap().len(), 1);
         let target = Arc::new(target(&node("localhost"), Duration::from_secs(2)));
         let local = tokio::task::LocalSet::new();
-        let fresh = keep_fresh(vec![(node("localhost"), Arc::clone(&target))], Duration::from_secs(10));
+        let (_keep, again) = flume::bounded(1);
+        let snapshot = Snapshot { nodes: [view(&target)].into(), ..Snapshot::empty() };
+        let fresh = keep_fresh(Names {
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            config: InForce::new(config),
+            resolver: Resolver::system(),
+            again,
+        });
         let resolved = async {
             while known(&target).is_empty() {
                 tokio::task::yield_now().await;

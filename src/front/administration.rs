@@ -39,7 +39,7 @@ pub(super) async fn answer(
     let shared = &client.local.shared;
     let known = &asking.known;
     let lists = asking.method == Method::GET;
-    if !lists && !shared.config.administration.admits(shared.listen.ip().is_loopback(), key) {
+    if !lists && !client.local.rules().config.administration.admits(shared.listen.ip().is_loopback(), key) {
         let text = "model administration needs a router key here (administration)";
         return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
     }

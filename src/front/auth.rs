@@ -3,9 +3,9 @@
 //! The key is read from `Authorization: Bearer`, `x-api-key` or `?api_key=`, in this order; it never reaches a log or
 //! a node. Comparison takes the same time for every key of a length. Must never decide what a route needs.
 
-use crate::config::RouterKey;
 use crate::ids::KeyId;
 use crate::proxy::headers::Known;
+use crate::proxy::rules::Key;
 
 /// What the request's key is worth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,15 +20,15 @@ pub enum Access {
 
 /// Checks the key of a request.
 #[must_use]
-pub fn check(keys: &[RouterKey], known: &Known<'_>, query: Option<&str>) -> Access {
+pub fn check(keys: &[Key], known: &Known<'_>, query: Option<&str>) -> Access {
     if keys.is_empty() {
         return Access::Granted(KeyId::NONE);
     }
     let Some(given) = given_key(known, query) else { return Access::Missing };
     let mut found = Access::Wrong;
-    for (index, key) in keys.iter().enumerate() {
+    for key in keys {
         if same(key.secret.0.as_bytes(), given.as_ref()) {
-            found = Access::Granted(KeyId(u32::try_from(index + 1).unwrap_or(u32::MAX)));
+            found = Access::Granted(key.id);
         }
     }
     found
@@ -86,11 +86,8 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
-    fn keys() -> Vec<RouterKey> {
-        ["alpha", "beta"]
-            .iter()
-            .map(|key| RouterKey { name: (*key).to_owned(), secret: Secret((*key).to_owned()) })
-            .collect()
+    fn keys() -> Vec<Key> {
+        [(1, "alpha"), (2, "beta")].map(|(id, key)| Key { id: KeyId(id), secret: Secret(key.to_owned()) }).into()
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> Known<'static> {

@@ -79,6 +79,8 @@ pub(super) enum Work {
     Admin(AdminRoute),
     /// Model administration.
     Administration,
+    /// An operator's order.
+    Operator,
 }
 
 /// A request that was let in.
@@ -106,7 +108,8 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
     if let Some(refusal) = malformed(asking) {
         return Door::Break(refusal);
     }
-    let config = &client.local.shared.config;
+    let rules = client.local.rules();
+    let config = &rules.config;
     let path = &*routes::decoded(asking.path);
     let host = asking.known.host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default();
     if path == "*" && asking.method == Method::OPTIONS {
@@ -135,7 +138,7 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
     }
     let handler = routes::route(&asking.method, path);
     let keyless = matches!(handler, Handler::Root) || matches!(handler, Handler::Admin(route) if route.is_keyless());
-    let key = match auth::check(&config.router_keys, &asking.known, asking.query) {
+    let key = match auth::check(&rules.keys, &asking.known, asking.query) {
         Access::Granted(key) => key,
         _ if keyless => KeyId::NONE,
         refused => return Door::Break(labelled(refuse_key(client, handler, path, refused))),
@@ -146,6 +149,7 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
         Handler::AnyNode => Work::AnyNode,
         Handler::Admin(route) => Work::Admin(route),
         Handler::Administration => Work::Administration,
+        Handler::Operator => Work::Operator,
         handler => {
             let response = at_once(client, asking, handler, path);
             let bare = if asking.is_head() { answer::without_body(response) } else { response };

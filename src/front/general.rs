@@ -25,8 +25,9 @@ use crate::shared::Phase;
 /// Serves the rest of a connection; `read` was read from it and not served.
 pub(super) async fn serve(client: Rc<Client>, stream: TcpStream, read: BytesMut) {
     let local = client.local.clone();
-    let io = ClientIo::new(stream, read, client.watch.clone(), local.clock.clone(), local.times.request_head);
-    let limits = &local.shared.config.limits;
+    let rules = local.rules();
+    let io = ClientIo::new(stream, read, client.watch.clone(), local.clock.clone(), rules.times.request_head);
+    let limits = &rules.config.limits;
     let service = service_fn(move |request| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(answer(client, request).await) }

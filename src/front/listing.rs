@@ -25,7 +25,7 @@ pub(super) fn answer(client: &Client, handler: Handler<'_>) -> Response<OutBody>
         Handler::Tags => answer::whole(StatusCode::OK, JSON, listing.tags.clone()),
         Handler::Ps => answer::whole(StatusCode::OK, JSON, listing.ps.clone()),
         Handler::Status => {
-            let disabled = !snapshot.nodes.iter().any(|node| node.cloud);
+            let disabled = !snapshot.configured().any(|node| node.cloud);
             let source = if disabled { "config" } else { "none" };
             let body = format!("{{\"cloud\":{{\"disabled\":{disabled},\"source\":\"{source}\"}}}}");
             answer::whole(StatusCode::OK, JSON, body)

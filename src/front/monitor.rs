@@ -59,8 +59,9 @@ pub(super) async fn answer(
         AdminRoute::Health => admin::health(&shared, query),
         AdminRoute::Metrics => admin::metrics(&shared),
         AdminRoute::Live => admin::live(),
+        AdminRoute::Status => admin::status(&shared),
         AdminRoute::Ready => admin::ready(&shared),
-        AdminRoute::Flamegraph if !shared.config.debug.flamegraph => return answer::not_found(),
+        AdminRoute::Flamegraph if !client.local.rules().config.debug.flamegraph => return answer::not_found(),
         AdminRoute::Flamegraph => admin::flamegraph(&shared, query).await,
     };
     whole(answer)

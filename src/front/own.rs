@@ -450,7 +450,7 @@ impl Connection {
     }
 
     fn head_bytes_max(&self) -> usize {
-        self.client.local.shared.config.limits.head_bytes
+        self.client.local.rules().config.limits.head_bytes
     }
 }
 

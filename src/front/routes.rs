@@ -34,6 +34,8 @@ pub enum Handler<'p> {
     AnyNode,
     /// Model administration over the fleet, and what is pending of it.
     Administration,
+    /// An operator's order: a reload, a node taken out or in.
+    Operator,
     /// A monitoring route of the ancestor, or one of our own.
     Admin(AdminRoute),
     /// 404 in plain text.
@@ -71,13 +73,15 @@ pub enum AdminRoute {
     Ready,
     /// `/herdgate/debug/flamegraph`
     Flamegraph,
+    /// `/herdgate/status`
+    Status,
 }
 
 impl AdminRoute {
     /// A route of the ancestor's: its errors take the ancestor's form.
     #[must_use]
     pub fn is_ancestors(self) -> bool {
-        !matches!(self, Self::Metrics | Self::Live | Self::Ready | Self::Flamegraph)
+        !matches!(self, Self::Metrics | Self::Live | Self::Ready | Self::Flamegraph | Self::Status)
     }
 
     /// Needs no router key.
@@ -227,6 +231,8 @@ fn admin_entry(path: &str) -> Option<Entry<'_>> {
         "/api/aggregate_time_series_days" => Entry { post: admin(A::Aggregate), ..NOTHING },
         "/api/config" => Entry { get: admin(A::Config), ..NOTHING },
         "/api/ps_details" => Entry { get: admin(A::PsDetails), ..NOTHING },
+        "/herdgate/status" => Entry { get: admin(A::Status), ..NOTHING },
+        _ if super::operator::command(path).is_some() => post(Handler::Operator),
         "/herdgate/pending" => get(Handler::Administration),
         _ if path.strip_prefix("/herdgate/pending/").is_some_and(|id| !id.is_empty() && !id.contains('/')) => {
             Entry { delete: Some(Handler::Administration), ..NOTHING }

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::RETRY_AFTER;
 use http::{Response, StatusCode};
 
+use crate::clock::Millis;
 use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
@@ -183,7 +184,7 @@ type Attempted = Result<Response<OutBody>, (Ticket, Fault, Option<Buffered>)>;
 /// One attempt at one node.
 async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserved: Reserved) -> Attempted {
     let local = &client.local;
-    let node = reserved.node;
+    let (node, own_suspect_after) = (reserved.node, reserved.patience.suspect_after);
     let injected = injects(local, asked, reserved.kind);
     let cold = reserved.permit.as_ref().is_some_and(|permit| permit.taken() == Taken::Cold);
     if cold {
@@ -192,7 +193,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
     let leave = if cold { Leave::Detach { streamed: asked.streams } } else { Leave::Close };
     let request = outgoing(local, asked, &reserved, injected);
     let mut exchange = local.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
-    let awaiting = local.awaiting(node, cold);
+    let awaiting = local.awaiting(node, cold, own_suspect_after);
     ticket.sent = Some(facts(asked, StatusCode::OK.as_u16()));
     let head = match exchange.head().await {
         Ok(head) => head,
@@ -212,7 +213,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => {
-            let Some(buffered) = read_whole(client, &mut exchange, head).await else {
+            let Some(buffered) = read_whole(client, &mut exchange, head, ticket.stream_idle).await else {
                 return Err((ticket, Fault::Broke, None));
             };
             match judge(&buffered) {
@@ -231,7 +232,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
 
 /// Whether usage is asked for on behalf of the client.
 fn injects(local: &Local, asked: &Asked, kind: NodeKind) -> bool {
-    let wanted = local.shared.config.ledger.usage_injection == UsageInjection::Auto;
+    let wanted = local.rules().config.ledger.usage_injection == UsageInjection::Auto;
     wanted && asked.route == Route::V1Chat && kind == NodeKind::Ollama && asked.splice.is_some()
 }
 
@@ -274,9 +275,14 @@ fn settle(local: &Local, exchange: &mut Exchange<Hold>, status: StatusCode) {
 }
 
 /// Reads an error answer to its end; `None` if it breaks off or falls silent.
-async fn read_whole(client: &Client, exchange: &mut Exchange<Hold>, head: ResponseHead) -> Option<Buffered> {
+async fn read_whole(
+    client: &Client,
+    exchange: &mut Exchange<Hold>,
+    head: ResponseHead,
+    stream_idle: Millis,
+) -> Option<Buffered> {
     let mut body = BytesMut::new();
-    client.watch.arm(Expiry::StreamIdle, client.local.clock.now() + client.local.times.stream_idle);
+    client.watch.arm(Expiry::StreamIdle, client.local.clock.now() + stream_idle);
     let next = |cx: &mut Context<'_>, exchange: &mut Exchange<Hold>| {
         if client.watch.fired() == Some(Expiry::StreamIdle) {
             Poll::Ready(None)

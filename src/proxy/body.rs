@@ -69,13 +69,15 @@ pub struct Gathered {
 #[derive(Debug)]
 struct Share {
     shared: Arc<Shared>,
+    /// `limits.body_memory`, as it was when the body began.
+    limit: u64,
     bytes: u64,
 }
 
 impl Share {
     /// Takes `more` bytes if they fit. A single body always fits into an empty account (`max_body` bounds it).
     fn try_grow(&mut self, more: u64) -> bool {
-        let limit = self.shared.config.limits.body_memory_bytes;
+        let limit = self.limit;
         let taken = self.shared.body_bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
             (held == self.bytes || held + more <= limit).then_some(held + more)
         });
@@ -102,11 +104,12 @@ pub async fn gather(
     source: &mut dyn BodySource,
 ) -> Result<Gathered, ProxyError> {
     let shared = client.local.shared.clone();
-    let limit_bytes = shared.config.limits.max_body_bytes;
+    let rules = client.local.rules();
+    let limit_bytes = rules.config.limits.max_body_bytes;
     if announced.is_some_and(|length| length > limit_bytes) {
         return Err(ProxyError::BodyTooLarge { limit_bytes });
     }
-    let mut share = Share { shared, bytes: 0 };
+    let mut share = Share { shared, limit: rules.config.limits.body_memory_bytes, bytes: 0 };
     if source.is_end() {
         return Ok(Gathered { bytes: Bytes::new(), _share: share });
     }
@@ -146,7 +149,7 @@ pub async fn gather(
 
 /// From now on the next piece is awaited.
 pub fn arm_idle(client: &Client) {
-    client.watch.arm(Expiry::RequestBody, client.local.clock.now() + client.local.times.request_body_idle);
+    client.watch.arm(Expiry::RequestBody, client.local.clock.now() + client.local.rules().times.request_body_idle);
 }
 
 /// The next piece of the body; `None` at its end.

@@ -135,7 +135,7 @@ impl<P: Held> Lingering<P> {
     /// Takes over what a dropped exchange leaves.
     pub(super) fn leave(&self, inner: &Inner<P>, node: NodeId, wire: Box<Wire>, held: Option<P>, leave: Leave) {
         let leave = match leave {
-            Leave::Detach { .. } if self.detached.get() >= inner.settings.detached_max => Leave::Close,
+            Leave::Detach { .. } if self.detached.get() >= inner.settings.get().detached_max => Leave::Close,
             other => other,
         };
         let now_us = inner.clock.now_us();
@@ -216,7 +216,7 @@ impl<P: Held> Lingering<P> {
                 broken: entry.broken,
                 status: entry.wire.status,
                 loaded: matches!(entry.mode, Mode::Detached { .. }) && entry.held.as_ref().is_some_and(Held::is_loaded),
-                grace_us: inner.settings.cold_load_grace_ms * 1000,
+                grace_us: inner.settings.get().cold_load_grace_ms * 1000,
             };
             match judge(entry.mode, &facts, now_us) {
                 Verdict::Keep => return true,

@@ -9,16 +9,18 @@ use std::rc::Rc;
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 
-use crate::clock::{Clock, Millis, millis};
+use crate::clock::{Clock, Millis};
+use crate::config::Reader;
 use crate::fleet::Snapshot;
 use crate::fleet::progress::Awaiting;
 use crate::fleet::report::Reports;
 use crate::ids::{KeyId, ModelId, NodeId, WorkerId};
 use crate::proxy::buffers::Buffers;
 use crate::proxy::hold::Hold;
+use crate::proxy::rules::Rules;
 use crate::proxy::spares::Spares;
 use crate::proxy::stream::TailBody;
-use crate::proxy::upstream::{Settings, Upstreams};
+use crate::proxy::upstream::Upstreams;
 use crate::proxy::watch::{Expiry, Watch, Watches};
 use crate::routing::RetryBudget;
 use crate::shared::{Shared, WorkerGauges};
@@ -26,19 +28,6 @@ use crate::sync::Arc;
 use crate::usage::meters::Tally;
 use crate::usage::recorder::Recorder;
 use crate::usage::{Count, Ending, Outcome, Rejection};
-
-/// The time-outs a worker uses, in milliseconds.
-#[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "each is the configuration key of the same name")]
-pub struct Times {
-    pub request_head: Millis,
-    pub request_body_idle: Millis,
-    pub client_idle: Millis,
-    pub stream_idle: Millis,
-    pub client_stall: Millis,
-    pub queue_wait: Millis,
-    pub cold_spill_after: Millis,
-}
 
 /// One worker's state; lives on its thread alone.
 pub struct Local {
@@ -48,8 +37,6 @@ pub struct Local {
     pub shared: Arc<Shared>,
     /// The process' clock.
     pub clock: Clock,
-    /// Time-outs in milliseconds.
-    pub times: Times,
     /// Counters and event ring.
     pub recorder: Recorder,
     /// Connections to nodes.
@@ -66,6 +53,7 @@ pub struct Local {
     pub reports: Reports,
     /// Connections that wait for body memory; woken each tick.
     pub memory_waiters: RefCell<Vec<std::rc::Weak<Watch>>>,
+    rules: RefCell<(Reader, Rc<Rules>)>,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     /// State of a small generator for jitter and rotation.
     random: Cell<u32>,
@@ -88,7 +76,9 @@ pub struct Client {
 impl Client {
     /// The answer is out: the connection waits for its next request.
     pub fn idle(&self) {
-        self.watch.arm(Expiry::ClientIdle, self.local.clock.now() + self.local.times.client_idle);
+        let times = self.local.rules().times;
+        self.watch.set_client_stall(times.client_stall);
+        self.watch.arm(Expiry::ClientIdle, self.local.clock.now() + times.client_idle);
     }
 }
 
@@ -96,41 +86,43 @@ impl Local {
     /// For the worker `id`.
     #[must_use]
     pub fn new(id: WorkerId, shared: Arc<Shared>, recorder: Recorder, reports: Reports) -> Self {
-        let config = shared.config.clone();
-        let timeouts = &config.timeouts;
-        let times = Times {
-            request_head: millis(timeouts.request_head),
-            request_body_idle: millis(timeouts.request_body_idle),
-            client_idle: millis(timeouts.client_idle),
-            stream_idle: millis(timeouts.stream_idle),
-            client_stall: millis(timeouts.client_stall),
-            queue_wait: millis(timeouts.queue_wait),
-            cold_spill_after: millis(config.routing.cold_spill_after),
-        };
-        let settings = Settings {
-            pool_idle_ms: millis(timeouts.pool_idle),
-            head_bytes_max: config.limits.head_bytes,
-            cold_load_grace_ms: millis(config.routing.cold_load_grace),
-            ..Settings::default()
-        };
+        let mut reader = shared.config.reader();
+        let rules = Rules::of(reader.load(), &shared.names);
         Self {
             id,
             clock: shared.clock.clone(),
-            times,
             recorder,
-            upstreams: Upstreams::new(settings, shared.clock.clone()),
+            upstreams: Upstreams::new(rules.upstream(), shared.clock.clone()),
             buffers: Buffers::default(),
             tails: Rc::default(),
             watches: Watches::default(),
-            retries: RefCell::new(RetryBudget::new(config.routing.retry_share_percent, config.routing.retry_floor)),
+            retries: RefCell::new(retries(&rules)),
             reports,
             memory_waiters: RefCell::default(),
+            rules: RefCell::new((reader, Rc::new(rules))),
             snapshot: RefCell::new(Cache::new(shared.fleet.snapshot.clone())),
             random: Cell::new(0x9e37_79b9 ^ u32::try_from(id.0).unwrap_or(1).wrapping_mul(0x85eb_ca6b)),
             date: RefCell::default(),
             refusal_logged: Cell::new(None),
             shared,
         }
+    }
+
+    /// The configuration in force: one relaxed load when nothing was put in force since. A request asks once for what
+    /// must agree.
+    #[must_use]
+    pub fn rules(&self) -> Rc<Rules> {
+        let (reader, rules) = &mut *self.rules.borrow_mut();
+        let config = reader.load();
+        if !Arc::ptr_eq(config, &rules.config) {
+            let fresh = Rules::of(config, &self.shared.names);
+            self.upstreams.set(fresh.upstream());
+            if fresh.config.routing != rules.config.routing {
+                *self.retries.borrow_mut() = retries(&fresh);
+            }
+            *rules = Rc::new(fresh);
+        }
+        Rc::clone(rules)
     }
 
     /// The current Snapshot: one relaxed load when nothing was published since (I5: load it once per decision).
@@ -183,22 +175,28 @@ impl Local {
         self.with_snapshot(|snapshot| {
             if let Some(view) = snapshot.nodes.get(node.0 as usize) {
                 view.progress.byte(self.id, self.clock.now());
-                if !view.word.is_open() {
+                if !view.word.is_well() && !view.removed {
                     self.reports.reached(node);
                 }
             }
         });
     }
 
-    /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped.
+    /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped. A model that
+    /// has a `suspect_after` of its own counts as sent so much sooner or later than it was.
     #[must_use]
-    pub fn awaiting(&self, node: NodeId, cold: bool) -> Option<Awaiting> {
+    pub fn awaiting(&self, node: NodeId, cold: bool, own_suspect_after: Option<Millis>) -> Option<Awaiting> {
         if cold {
             return None;
         }
         self.with_snapshot(|snapshot| {
             let view = snapshot.nodes.get(node.0 as usize)?;
-            Some(Awaiting::new(view.progress.clone(), self.id, self.clock.now()))
+            let now = self.clock.now();
+            let since = own_suspect_after.map_or(now, |own| {
+                let usual = view.times.suspect_after.unwrap_or(self.rules().times.suspect_after);
+                (now + own).saturating_sub(usual)
+            });
+            Some(Awaiting::new(view.progress.clone(), self.id, since))
         })
     }
 
@@ -268,4 +266,8 @@ impl Local {
         }
         quiet
     }
+}
+
+fn retries(rules: &Rules) -> RetryBudget {
+    RetryBudget::new(rules.config.routing.retry_share_percent, rules.config.routing.retry_floor)
 }

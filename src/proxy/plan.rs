@@ -54,7 +54,7 @@ pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
         Err(NameError::Missing | NameError::Invalid) => plan(Plan::Anywhere),
         Err(why @ NameError::Conflict) => Err(ProxyError::Refused(texts::bad_name(route, sent, why))),
         Ok(name) if name.source == Source::Cloud => {
-            if snapshot.nodes.iter().any(|node| node.cloud) {
+            if snapshot.configured().any(|node| node.cloud) {
                 plan(Plan::Cloud)
             } else {
                 Err(ProxyError::Refused(texts::cloud_disabled(route)))

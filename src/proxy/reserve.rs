@@ -6,15 +6,17 @@
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::dialect::Route;
 use crate::error::ProxyError;
-use crate::fleet::{Model, NodeView, Snapshot, Target};
+use crate::fleet::{Model, NodeView, OwnTimes, Snapshot, Target};
 use crate::ids::NodeId;
 use crate::proxy::asked::Asked;
 use crate::proxy::local::Client;
 use crate::proxy::local::Local;
 use crate::proxy::plan::Plan;
+use crate::proxy::rules::Patience;
 use crate::proxy::ticket::Ticket;
 use crate::proxy::watch::Expiry;
 use crate::routing::{self, AnyAsk, Ask, Choice};
@@ -79,11 +81,14 @@ pub(super) struct Reserved {
     pub(super) permit: Option<Permit>,
     /// Counters of (node, model).
     pub(super) pair: Arc<Pair>,
+    /// Time-outs of the answer.
+    pub(super) patience: Patience,
 }
 
 enum Now {
     Go(Reserved),
-    Wait(Arc<Queue>),
+    /// Where to wait, and how long at most if the model has its own word in that.
+    Wait(Arc<Queue>, Option<Millis>),
 }
 
 /// Finds a node, waiting for a slot if it must.
@@ -102,28 +107,34 @@ pub(super) async fn reserve(
     if let Plan::Model(key) = plan {
         return reserve_locked(local, ticket, asked, key.as_str(), tried).await;
     }
-    let longest = asked.max_wait_ms.map_or(local.times.queue_wait, |own| own.min(local.times.queue_wait));
-    let deadline = local.clock.now() + longest.saturating_sub(ticket.queue_us / 1000);
+    let began = local.clock.now();
+    let waited_before = ticket.queue_us / 1000;
     loop {
-        let queue = match now(local, ticket, asked, plan, tried)? {
-            Now::Go(reserved) => {
-                ticket.node = reserved.node;
-                ticket.pair = Some(reserved.pair.clone());
-                return Ok(reserved);
-            }
-            Now::Wait(queue) => queue,
+        let (queue, own) = match now(local, ticket, asked, plan, tried)? {
+            Now::Go(reserved) => return Ok(noted(client, ticket, reserved)),
+            Now::Wait(queue, own) => (queue, own),
         };
+        let longest = own.unwrap_or_else(|| local.rules().times.queue_wait);
+        let longest = asked.max_wait_ms.map_or(longest, |asked| asked.min(longest));
+        let deadline = began + longest.saturating_sub(waited_before);
         let waits_from_us = local.clock.now_us();
         let granted = wait(client, &queue, asked, plan, tried, deadline).await;
         client.watch.disarm();
         ticket.queue_us += local.clock.now_us().saturating_sub(waits_from_us);
         let (cell, taken) = granted?;
         if let Some(reserved) = accept(local, plan, cell, taken) {
-            ticket.node = reserved.node;
-            ticket.pair = Some(reserved.pair.clone());
-            return Ok(reserved);
+            return Ok(noted(client, ticket, reserved));
         }
     }
+}
+
+/// What the ticket and the connection must know of it.
+fn noted(client: &Client, ticket: &mut Ticket, reserved: Reserved) -> Reserved {
+    ticket.node = reserved.node;
+    ticket.pair = Some(reserved.pair.clone());
+    ticket.stream_idle = reserved.patience.stream_idle;
+    client.watch.set_client_stall(reserved.patience.client_stall);
+    reserved
 }
 
 /// The same where the ancestor's locks stand in the place of the slots: nobody waits, the limit is a preference.
@@ -145,7 +156,7 @@ async fn reserve_locked(
     let view = &snapshot.nodes[candidate.node.0 as usize];
     ticket.node = view.id;
     ticket.pair = Some(candidate.pair.clone());
-    Ok(reserved(view, Some(permit), candidate.pair.clone()))
+    Ok(reserved(local, view, Some(model), Some(permit), candidate.pair.clone()))
 }
 
 fn nodes_down(asked: &Asked) -> ProxyError {
@@ -163,7 +174,7 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
         Plan::Details(key) | Plan::Unload(key) => {
             let model = snapshot.models.get(key.as_str()).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
-            details(snapshot, model, asked, tried).map(Now::Go)
+            details(local, snapshot, model, asked, tried).map(Now::Go)
         }
         Plan::Anywhere | Plan::Cloud => {
             let cloud = *plan == Plan::Cloud;
@@ -175,13 +186,21 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
                 .ok_or_else(|| nodes_down(asked))?;
             let view = &snapshot.nodes[node.0 as usize];
             let permit = Permit::new(view.any.clone(), local.id, Taken::Warm);
-            Ok(Now::Go(reserved(view, Some(permit), view.any.clone())))
+            Ok(Now::Go(reserved(local, view, None, Some(permit), view.any.clone())))
         }
     })
 }
 
-fn reserved(view: &NodeView, permit: Option<Permit>, pair: Arc<Pair>) -> Reserved {
-    Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair }
+fn reserved(
+    local: &Local,
+    view: &NodeView,
+    model: Option<&Model>,
+    permit: Option<Permit>,
+    pair: Arc<Pair>,
+) -> Reserved {
+    let model = model.map_or_else(OwnTimes::default, |model| model.times);
+    let patience = Patience::of(&local.rules().times, view.times, model);
+    Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair, patience }
 }
 
 fn ask<'t>(local: &Local, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
@@ -189,7 +208,7 @@ fn ask<'t>(local: &Local, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
         native: asked.native(),
         tried: tried.nodes(),
         now: local.clock.now(),
-        spill_after: local.times.cold_spill_after,
+        spill_after: local.rules().times.cold_spill_after,
     }
 }
 
@@ -205,9 +224,9 @@ fn with_slot(
             let candidate = &model.candidates[candidate];
             let permit = Permit::new(candidate.pair.clone(), local.id, taken);
             let view = &snapshot.nodes[candidate.node.0 as usize];
-            Ok(Now::Go(reserved(view, Some(permit), candidate.pair.clone())))
+            Ok(Now::Go(reserved(local, view, Some(model), Some(permit), candidate.pair.clone())))
         }
-        Choice::Wait => Ok(Now::Wait(model.queue.clone())),
+        Choice::Wait => Ok(Now::Wait(model.queue.clone(), model.times.queue_wait)),
         Choice::NoNode => Err(no_node(Some(model), asked)),
     }
 }
@@ -232,13 +251,24 @@ fn openai_counterpart(route: Route) -> &'static str {
     }
 }
 
-/// The first node (in configuration order, so that answers do not flap) that is up and has the model.
-fn details(snapshot: &Snapshot, model: &Model, asked: &Asked, tried: &Tried) -> Result<Reserved, ProxyError> {
+/// The first node (in configuration order, so that answers do not flap) that is up and has the model; one that is being
+/// drained only where there is no other.
+fn details(
+    local: &Local,
+    snapshot: &Snapshot,
+    model: &Model,
+    asked: &Asked,
+    tried: &Tried,
+) -> Result<Reserved, ProxyError> {
     let fits = |one: &&crate::fleet::Candidate| {
         one.up && (!asked.native() || one.kind == NodeKind::Ollama) && !tried.nodes().contains(&one.node)
     };
-    let candidate = model.candidates.iter().find(fits).ok_or_else(|| no_node(Some(model), asked))?;
-    Ok(reserved(&snapshot.nodes[candidate.node.0 as usize], None, candidate.pair.clone()))
+    let stays = |one: &&crate::fleet::Candidate| fits(one) && !one.pair.cell.node_word.is_draining();
+    let candidates = || model.candidates.iter();
+    let found = candidates().find(stays).or_else(|| candidates().find(fits));
+    let candidate = found.ok_or_else(|| no_node(Some(model), asked))?;
+    let view = &snapshot.nodes[candidate.node.0 as usize];
+    Ok(reserved(local, view, Some(model), None, candidate.pair.clone()))
 }
 
 /// Waits for a slot of this model.
@@ -285,14 +315,15 @@ fn accept(local: &Rc<Local>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Opti
     let found = local.with_snapshot(|snapshot| {
         let model = snapshot.models.get(key.as_str())?;
         let candidate = &model.candidates[routing::candidate_of(model, &cell)?];
-        Some((candidate.pair.clone(), snapshot.nodes[candidate.node.0 as usize].clone()))
+        let view = snapshot.nodes[candidate.node.0 as usize].clone();
+        Some((candidate.pair.clone(), view, model.clone()))
     });
-    let Some((pair, view)) = found else {
+    let Some((pair, view, model)) = found else {
         cell.return_unused(taken);
         return None;
     };
     let permit = Permit::new(pair.clone(), local.id, taken);
-    Some(reserved(&view, Some(permit), pair))
+    Some(reserved(local, &view, Some(&model), Some(permit), pair))
 }
 
 /// When the queue will have drained, if requests go on to take as long as they did: waiting times mean service, by slots.

@@ -115,7 +115,7 @@ impl TailBody {
 
     fn arm(&self) {
         let local = &self.client.local;
-        self.client.watch.arm(Expiry::StreamIdle, local.clock.now() + local.times.stream_idle);
+        self.client.watch.arm(Expiry::StreamIdle, local.clock.now() + self.ticket.stream_idle);
     }
 
     /// Hands the next bytes for the client to `take`, in the pieces that the node framed; one read of the node's socket

@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 
+use crate::clock::Millis;
 use crate::dialect::Route;
 use crate::ids::{KeyId, ModelId, NodeId};
 use crate::proxy::local::Local;
@@ -33,6 +34,8 @@ pub struct Ticket {
     pub queue_us: u64,
     /// What a node was sent, while no answer has come: if the client leaves now, the node has worked on it for nothing.
     pub sent: Option<RequestFacts>,
+    /// How long its node may be silent in mid-answer.
+    pub stream_idle: Millis,
     arrived_us: u64,
     first_byte_us: u64,
     open: bool,
@@ -52,6 +55,7 @@ impl Ticket {
             status: 0,
             queue_us: 0,
             sent: None,
+            stream_idle: local.rules().times.stream_idle,
             arrived_us: local.clock.now_us(),
             first_byte_us: 0,
             open: true,
@@ -103,7 +107,8 @@ impl Ticket {
             total_us: self.age_us(),
         };
         self.local.recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
-        self.local.shared.access.note(&outcome, self.route);
+        let mode = self.local.rules().config.log.access;
+        self.local.shared.access.note(mode, &outcome, self.route);
     }
 }
 

@@ -8,7 +8,7 @@
 //! An exchange reads the socket only when polled, at most once per poll, and hands out what it read at once: nothing is
 //! held back (I7), and a client that does not take its bytes stops the reading.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -125,7 +125,7 @@ pub struct Upstreams<P: Held> {
 
 #[derive(Debug)]
 pub(super) struct Inner<P> {
-    pub(super) settings: Settings,
+    pub(super) settings: Cell<Settings>,
     pub(super) clock: Clock,
     pub(super) pool: RefCell<Pool<Box<Wire>>>,
     pub(super) lingering: Lingering<P>,
@@ -145,7 +145,7 @@ impl<P: Held> Upstreams<P> {
     pub fn new(settings: Settings, clock: Clock) -> Self {
         Self {
             inner: Rc::new(Inner {
-                settings,
+                settings: Cell::new(settings),
                 clock,
                 pool: RefCell::new(Pool::new(settings.pool_idle_max)),
                 lingering: Lingering::new(),
@@ -153,6 +153,11 @@ impl<P: Held> Upstreams<P> {
                 spares: RefCell::new(Vec::new()),
             }),
         }
+    }
+
+    /// From now on these values hold, but for the bound of idle connections.
+    pub fn set(&self, settings: Settings) {
+        self.inner.settings.set(settings);
     }
 
     /// An empty buffer for a head or its lines.
@@ -178,6 +183,7 @@ impl<P: Held> Upstreams<P> {
             phase: Phase::Start,
             held: Some(held),
             leave,
+            epoch: 0,
             retried: false,
             behind: Behind::default(),
         }
@@ -214,7 +220,7 @@ impl<P: Held> Upstreams<P> {
 impl<P> Inner<P> {
     /// Keeps the connection of an ended exchange for the next one, if it is fit for it.
     pub(super) fn recycle(&self, node: NodeId, mut wire: Box<Wire>) {
-        if let Some(idle_ms) = wire.rest(self.settings.pool_idle_ms) {
+        if let Some(idle_ms) = wire.rest(wire.pool_idle_ms.unwrap_or(self.settings.get().pool_idle_ms)) {
             self.pool.borrow_mut().put(node, wire, self.clock.now() + idle_ms);
         }
     }
@@ -244,6 +250,8 @@ pub struct Exchange<P: Held> {
     phase: Phase,
     held: Option<P>,
     leave: Leave,
+    /// [`Target::epoch`] when a connection was asked for.
+    epoch: u64,
     /// The free retry was used.
     retried: bool,
     behind: Behind,
@@ -294,7 +302,7 @@ impl<P: Held> Exchange<P> {
                     self.phase = self.start();
                 }
                 Phase::Connecting(dialing) => match ready!(dialing.as_mut().poll(cx)) {
-                    Ok(stream) => self.open(Wire::open(stream, self.upstreams.inner.settings.head_bytes_max)),
+                    Ok(stream) => self.open(stream),
                     Err(cause) => return Poll::Ready(Err(self.failed_to_connect(cause))),
                 },
                 Phase::Open(wire) => {
@@ -400,9 +408,12 @@ impl<P: Held> Exchange<P> {
 
     fn start(&mut self) -> Phase {
         let inner = &self.upstreams.inner;
-        let idle = inner.pool.borrow_mut().take(self.node, inner.clock.now(), |wire| wire.is_silent());
+        let epoch = self.target.epoch();
+        let idle =
+            inner.pool.borrow_mut().take(self.node, inner.clock.now(), |wire| wire.epoch == epoch && wire.is_silent());
         match idle {
             Some(mut wire) => {
+                wire.pool_idle_ms = self.target.pool_idle_ms;
                 wire.begin(&self.request, inner.buffer());
                 Phase::Open(wire)
             }
@@ -410,11 +421,14 @@ impl<P: Held> Exchange<P> {
         }
     }
 
-    fn connecting(&self) -> Phase {
+    fn connecting(&mut self) -> Phase {
+        self.epoch = self.target.epoch();
         Phase::Connecting(Box::pin(dial(self.target.addresses.load_full(), self.target.connect_ms)))
     }
 
-    fn open(&mut self, mut wire: Box<Wire>) {
+    fn open(&mut self, stream: TcpStream) {
+        let mut wire = Wire::open(stream, self.epoch, self.upstreams.inner.settings.get().head_bytes_max);
+        wire.pool_idle_ms = self.target.pool_idle_ms;
         wire.begin(&self.request, self.upstreams.inner.buffer());
         self.phase = Phase::Open(wire);
     }

@@ -39,7 +39,7 @@ pub struct Watch {
     fired: Cell<Option<Expiry>>,
     /// When the write now blocked began to block; `NEVER` while bytes flow.
     blocked_since: Cell<Millis>,
-    client_stall_ms: Millis,
+    client_stall_ms: Cell<Millis>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -50,7 +50,7 @@ impl Watch {
             armed: Cell::new(Expiry::ClientIdle),
             fired: Cell::new(None),
             blocked_since: Cell::new(NEVER),
-            client_stall_ms,
+            client_stall_ms: Cell::new(client_stall_ms),
             waker: RefCell::new(None),
         }
     }
@@ -78,6 +78,11 @@ impl Watch {
     #[must_use]
     pub fn fired(&self) -> Option<Expiry> {
         self.fired.get()
+    }
+
+    /// How long the client of this request may take no byte.
+    pub fn set_client_stall(&self, client_stall_ms: Millis) {
+        self.client_stall_ms.set(client_stall_ms);
     }
 
     /// The socket took nothing: the client stalls from now on, if it did not before.
@@ -110,7 +115,7 @@ impl Watch {
 
     /// Fires what is due; called by the tick.
     fn check(&self, now: Millis) {
-        let stalled = now.saturating_sub(self.blocked_since.get()) >= self.client_stall_ms;
+        let stalled = now.saturating_sub(self.blocked_since.get()) >= self.client_stall_ms.get();
         if stalled {
             self.blocked_since.set(NEVER);
             self.fired.set(Some(Expiry::ClientStall));

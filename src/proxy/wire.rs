@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::pool::Life;
 use super::upstream::Outgoing;
+use crate::clock::Millis;
 use crate::http1::{Chunks, DecodeError, Item, KeepAlive, ResponseDecoder, ResponseHead};
 
 /// Reads in one discarding turn before other tasks get theirs.
@@ -95,6 +96,10 @@ pub(super) struct Got {
 pub(super) struct Wire {
     stream: TcpStream,
     life: Life,
+    /// [`Target::epoch`] when it was opened: where that has moved on, it leads to where the node no longer is.
+    pub(super) epoch: u64,
+    /// The node's own `pool_idle`.
+    pub(super) pool_idle_ms: Option<Millis>,
     decoder: ResponseDecoder,
     /// Bytes of the request handed to the kernel.
     sent: usize,
@@ -119,10 +124,12 @@ pub(super) struct Wire {
 
 impl Wire {
     /// A new connection.
-    pub(super) fn open(stream: TcpStream, head_bytes_max: usize) -> Box<Self> {
+    pub(super) fn open(stream: TcpStream, epoch: u64, head_bytes_max: usize) -> Box<Self> {
         Box::new(Self {
             stream,
             life: Life::default(),
+            epoch,
+            pool_idle_ms: None,
             decoder: ResponseDecoder::new(false, head_bytes_max),
             sent: 0,
             request_len: 0,

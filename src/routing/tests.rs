@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fleet::progress::NodeProgress;
-use crate::fleet::{NodePs, NodeView, Target};
+use crate::fleet::{NodePs, NodeView, OwnTimes, Target};
 use crate::ids::{CellId, ModelId, WorkerId};
 use crate::slots::{Grant, Limit, ModelWord, NodeWord, Pair, Permit, Queue, Waiting};
 use crate::usage::counters::PairCounters;
@@ -44,6 +44,7 @@ fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
         word: Arc::clone(&word),
         candidates: candidates.collect(),
         conflict: false,
+        times: OwnTimes::default(),
     };
     for candidate in &model.candidates {
         candidate.pair.cell.link(Arc::clone(&model.queue));
@@ -62,6 +63,7 @@ fn node_view(at: usize, kind: NodeKind) -> NodeView {
         base_path: Box::from(""),
         api_key: None,
         connect_ms: 2_000,
+        ..Target::default()
     };
     NodeView {
         id,
@@ -82,6 +84,9 @@ fn node_view(at: usize, kind: NodeKind) -> NodeView {
         any: pair(any, None),
         ps: Arc::new(NodePs::default()),
         progress: Arc::new(NodeProgress::new(1)),
+        times: OwnTimes::default(),
+        draining: false,
+        removed: false,
     }
 }
 

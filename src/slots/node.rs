@@ -73,6 +73,12 @@ impl NodeWord {
         self.word.load(Ordering::Acquire) & UP != 0
     }
 
+    /// Answers, as far as is known: up and not suspect, draining or not.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.word.load(Ordering::Acquire) & (UP | SUSPECT) == UP
+    }
+
     /// Up and, though perhaps suspect, not draining: a request may wait for it.
     #[must_use]
     pub fn may_serve_later(&self) -> bool {

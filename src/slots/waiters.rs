@@ -152,7 +152,8 @@ impl Waiter {
 /// retried entries (a wake for each of them at every release).
 #[derive(Debug)]
 pub struct Queue {
-    bound: u32,
+    /// May change at any time; decides about whoever joins from then on.
+    bound: AtomicU32,
     slack: usize,
     live: AtomicU32,
     /// Of those, native ones; only tells the control thread where to look.
@@ -169,9 +170,14 @@ impl Queue {
         Self::with_slack(bound, SLACK)
     }
 
+    /// Takes up to so many from now on; those who wait already stay.
+    pub fn set_bound(&self, bound: u32) {
+        self.bound.store(bound, Ordering::Relaxed);
+    }
+
     pub(crate) fn with_slack(bound: u32, slack: usize) -> Self {
         Self {
-            bound,
+            bound: AtomicU32::new(bound),
             slack,
             live: AtomicU32::new(0),
             natives: Hint::default(),
@@ -301,10 +307,11 @@ impl Queue {
     }
 
     fn admit(&self) -> Result<(), QueueFull> {
+        let bound = self.bound.load(Ordering::Relaxed);
         let mut live = self.live.load(Ordering::Relaxed);
         loop {
-            if live >= self.bound {
-                return Err(QueueFull { bound: self.bound });
+            if live >= bound {
+                return Err(QueueFull { bound });
             }
             match self.live.compare_exchange_weak(live, live + 1, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),

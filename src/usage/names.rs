@@ -1,6 +1,7 @@
 //! Names and their dense ids: nodes, models, keys. Append-only; read by workers, the ledger and the metrics.
 //!
-//! Nodes and keys are fixed by the configuration; models appear as inventories show them or nodes answer for them.
+//! Nodes and keys come with the configuration and its reloads; models appear as inventories show them or nodes answer for
+//! them.
 //! These ids live as long as the process; the ledger has its own on disk. Must never wait, and never forget a name.
 
 use std::sync::OnceLock;
@@ -19,6 +20,8 @@ pub const LOST: &str = "_lost";
 
 /// Reverse entries per chunk; a chunk is allocated when its first name comes.
 const CHUNK: usize = 1024;
+/// Nodes, and keys, that can have a name in one life of the process, reloads and all.
+pub const ROLL_MAX: usize = 64 * CHUNK;
 /// First id that belongs to a real name.
 const FIRST_MODEL: u32 = 2;
 
@@ -39,8 +42,8 @@ type Chunk = Box<[OnceLock<Arc<str>>]>;
 /// the reverse table, unreachable by name); two that open one chunk at the same time may wait for one allocation.
 #[derive(Debug)]
 pub struct Names {
-    nodes: Box<[Arc<str>]>,
-    keys: Box<[Arc<str>]>,
+    nodes: Roll,
+    keys: Roll,
     ids: papaya::HashMap<Arc<str>, ModelId>,
     names: Box<[OnceLock<Chunk>]>,
     next: AtomicU32,
@@ -51,11 +54,10 @@ impl Names {
     /// Names of the configured nodes and router keys, in their order, and room for `limit` models.
     #[must_use]
     pub fn new<S: AsRef<str>>(nodes: &[S], keys: &[S], limit: u32) -> Self {
-        let shared = |names: &[S]| names.iter().map(|name| Arc::from(name.as_ref())).collect();
         let chunks = (limit as usize).saturating_add(FIRST_MODEL as usize).div_ceil(CHUNK);
         let names = Self {
-            nodes: shared(nodes),
-            keys: shared(keys),
+            nodes: Roll::of(nodes),
+            keys: Roll::of(keys),
             ids: papaya::HashMap::with_capacity((limit as usize).min(CHUNK)),
             names: (0..chunks).map(|_| OnceLock::new()).collect(),
             next: AtomicU32::new(FIRST_MODEL),
@@ -106,11 +108,30 @@ impl Names {
         self.nodes.get(id.0 as usize).map_or(NONE, |name| name)
     }
 
-    /// The node of this name, if it is configured.
+    /// The node of this name, if it is or was configured.
     #[must_use]
     pub fn find_node(&self, name: &str) -> Option<NodeId> {
-        let place = self.nodes.iter().position(|node| &**node == name)?;
-        u32::try_from(place).ok().map(NodeId)
+        u32::try_from(self.nodes.find(name)?).ok().map(NodeId)
+    }
+
+    /// The id of a node's name, given out now if it has none yet; `None` when [`ROLL_MAX`] are given out. For the control
+    /// thread alone.
+    #[must_use]
+    pub fn add_node(&self, name: &str) -> Option<NodeId> {
+        u32::try_from(self.nodes.find_or_push(name)?).ok().map(NodeId)
+    }
+
+    /// The id of a router key's name; [`KeyId::NONE`] if it has none.
+    #[must_use]
+    pub fn find_key(&self, name: &str) -> KeyId {
+        self.keys.find(name).map_or(KeyId::NONE, key_id)
+    }
+
+    /// The id of a router key's name, given out now if it has none yet; `None` when [`ROLL_MAX`] are given out. For the
+    /// control thread alone.
+    #[must_use]
+    pub fn add_key(&self, name: &str) -> Option<KeyId> {
+        self.keys.find_or_push(name).map(key_id)
     }
 
     /// A router key's name; `_none` for [`KeyId::NONE`], `_lost` for [`KeyId::LOST`].
@@ -123,7 +144,7 @@ impl Names {
         place.and_then(|place| self.keys.get(place)).map_or(NONE, |name| name)
     }
 
-    /// Names of the configured nodes, in order.
+    /// Names of the nodes that are or were configured, in the order in which they came.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &str)> {
         (0..).map(NodeId).zip(self.nodes.iter().map(|name| &**name))
     }
@@ -143,6 +164,57 @@ impl Names {
         let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| OnceLock::new()).collect());
         // A number is given out once, so the slot is empty.
         let _ = chunk[id.0 as usize % CHUNK].set(name);
+    }
+}
+
+/// Zero is [`KeyId::NONE`].
+fn key_id(place: usize) -> KeyId {
+    KeyId(u32::try_from(place + 1).unwrap_or(u32::MAX))
+}
+
+/// A list that only grows: an entry never moves and never changes, so that readers need no guard.
+///
+/// # Orderings
+/// An entry is published by its `OnceLock`, `length` (Release, read with Acquire) after it. One writer at a time.
+#[derive(Debug)]
+struct Roll {
+    chunks: Box<[OnceLock<Chunk>]>,
+    length: AtomicU32,
+}
+
+impl Roll {
+    fn of<S: AsRef<str>>(names: &[S]) -> Self {
+        let chunks = (0..ROLL_MAX.max(names.len()).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        let roll = Self { chunks, length: AtomicU32::new(0) };
+        for name in names {
+            roll.push(name.as_ref());
+        }
+        roll
+    }
+
+    fn get(&self, place: usize) -> Option<&Arc<str>> {
+        self.chunks.get(place / CHUNK)?.get()?.get(place % CHUNK)?.get()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        (0..self.length.load(Ordering::Acquire) as usize).filter_map(|place| self.get(place))
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.iter().position(|known| &**known == name)
+    }
+
+    fn find_or_push(&self, name: &str) -> Option<usize> {
+        self.find(name).or_else(|| self.push(name))
+    }
+
+    fn push(&self, name: &str) -> Option<usize> {
+        let place = self.length.load(Ordering::Relaxed) as usize;
+        let chunk = self.chunks.get(place / CHUNK)?;
+        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| OnceLock::new()).collect());
+        chunk[place % CHUNK].set(name.into()).ok()?;
+        self.length.store(u32::try_from(place + 1).ok()?, Ordering::Release);
+        Some(place)
     }
 }
 
@@ -176,6 +248,22 @@ mod tests {
             ("ops", NONE, NONE)
         );
         assert_eq!(names.nodes().map(|(_, name)| name).collect::<Vec<_>>(), ["http://a:1", "b"]);
+    }
+
+    #[test]
+    fn nodes_and_keys_of_a_reload_get_the_next_ids_and_keep_them() {
+        let names = Names::new(&["a", "b"], &["old"], 2);
+        assert_eq!((names.add_node("c"), names.add_node("a")), (Some(NodeId(2)), Some(NodeId(0))));
+        assert_eq!((names.add_key("new"), names.find_key("new")), (Some(KeyId(2)), KeyId(2)));
+        assert_eq!((names.find_key("old"), names.find_key("none")), (KeyId(1), KeyId::NONE));
+        for n in 0..2 * CHUNK {
+            assert!(names.add_node(&format!("n{n}")).is_some());
+        }
+        assert_eq!(
+            (names.node_name(NodeId(0)), names.node_name(NodeId(2)), names.node_name(NodeId(3))),
+            ("a", "c", "n0")
+        );
+        assert_eq!(names.nodes().count(), 2 * CHUNK + 3);
     }
 
     #[test]

@@ -14,11 +14,8 @@ use crossbeam::queue::ArrayQueue;
 use tokio::net::TcpListener;
 
 use crate::proxy::local::Local;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, RESERVED, Shared};
 use crate::sync::{Arc, AtomicWaker, Ordering, spawn_local};
-
-/// Connections kept back for `/herdgate/*`, `/health` and `/metrics`.
-pub const RESERVED: u32 = 64;
 
 /// How long an accept waits for a free file or place before it looks again.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
@@ -73,7 +70,7 @@ pub(super) async fn inbox(local: Rc<Local>, inboxes: Arc<Inboxes>) {
 pub(super) async fn accept(local: Rc<Local>, listener: TcpListener, inboxes: Arc<Inboxes>) {
     let shared = local.shared.clone();
     while shared.phase() < Phase::Draining {
-        if shared.connections() >= shared.connection_bound {
+        if shared.connections() >= shared.connection_bound() {
             pause(&local).await;
             continue;
         }
@@ -85,7 +82,7 @@ pub(super) async fn accept(local: Rc<Local>, listener: TcpListener, inboxes: Arc
         match accepted {
             Ok((stream, _)) => {
                 // Counted now: others may have been accepted while this one was waited for.
-                let reserved = shared.connections() + RESERVED >= shared.connection_bound;
+                let reserved = shared.connections() + RESERVED >= shared.connection_bound();
                 local.gauges().accepted.fetch_add(1, Ordering::Relaxed);
                 place(&local, &inboxes, stream, reserved);
             }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use herdgate::clock::Clock;
 use herdgate::config::{self, Config, Flags, Sources};
-use herdgate::gate::Gate;
+use herdgate::fleet::resolve::Resolver;
+use herdgate::gate::{Gate, Start};
+use herdgate::operator::Origin;
 use herdgate::shared::Shared;
 use tempfile::TempDir;
 
@@ -20,6 +22,14 @@ pub struct Proxy {
 
 /// A configuration for tests: the nodes given, port 0, two workers, quick polls; `extra` is further YAML.
 pub fn config(urls: &[String], data: &std::path::Path, extra: &str) -> Config {
+    let text = text(urls, data, extra);
+    let sources =
+        Sources { file: Some(("test.yaml".into(), text)), flags: Flags::default(), env: config::Env::default() };
+    config::load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config
+}
+
+/// The same as a file.
+fn text(urls: &[String], data: &std::path::Path, extra: &str) -> String {
     let nodes: Vec<String> = urls.iter().map(|url| format!("  - {{ url: '{url}' }}\n")).collect();
     let given = |key: &str| extra.lines().any(|line| line.starts_with(key));
     let mut text = String::new();
@@ -32,10 +42,11 @@ pub fn config(urls: &[String], data: &std::path::Path, extra: &str) -> Config {
     if !given("workers:") {
         text += "workers: 2\n";
     }
-    text += &format!("listen: 127.0.0.1:0\ndata: {}\n{extra}\n", data.display());
-    let sources =
-        Sources { file: Some(("test.yaml".into(), text)), flags: Flags::default(), env: config::Env::default() };
-    config::load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config
+    if !given("listen:") {
+        text += "listen: 127.0.0.1:0\n";
+    }
+    text += &format!("data: {}\n{extra}\n", data.display());
+    text
 }
 
 impl Proxy {
@@ -52,6 +63,42 @@ impl Proxy {
         let proxy = Self { gate: Some(gate), address, data };
         proxy.until("ready", || async { client::get(address, "/herdgate/ready").await.status == 200 }).await;
         proxy
+    }
+
+    /// From a file in its data directory, which [`Proxy::reload`] writes anew.
+    pub async fn from_file(urls: &[String], extra: &str) -> Self {
+        Self::from_file_in(tempfile::tempdir().unwrap(), urls, extra, Resolver::system()).await
+    }
+
+    /// The same on a data directory that exists, with a resolver of the test's.
+    pub async fn from_file_in(data: TempDir, urls: &[String], extra: &str, resolver: Resolver) -> Self {
+        let named = data.path().join("herdgate.yaml");
+        std::fs::write(&named, text(urls, data.path(), extra)).unwrap();
+        let origin = Origin { named: Some(named), ..Origin::default() };
+        let config = config::load(&origin.sources().unwrap()).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config;
+        let start = Start { origin: Some(origin), resolver, ..Start::fixed(config, Clock::system()) };
+        let gate = tokio::task::spawn_blocking(move || Gate::begin(start)).await.unwrap().unwrap();
+        let address = gate.address();
+        let proxy = Self { gate: Some(gate), address, data };
+        let ready = || async { proxy.shared().fleet.load().ready };
+        proxy.until("ready", ready).await;
+        proxy
+    }
+
+    /// Writes the file anew and lets it be read again.
+    pub async fn reload(&self, urls: &[String], extra: &str) -> client::Answer {
+        std::fs::write(self.data.path().join("herdgate.yaml"), text(urls, self.data.path(), extra)).unwrap();
+        self.order("reload").await
+    }
+
+    /// An order of the operator's, with the first key that is configured.
+    pub async fn order(&self, path: &str) -> client::Answer {
+        let config = self.shared().config.now();
+        let key = config.router_keys.first().map(|key| format!("Bearer {}", key.secret.0));
+        let headers: Vec<_> = key.iter().map(|key| ("Authorization", key.as_str())).collect();
+        let mut client = client::Client::connect(self.address).await;
+        client.send(&client::request("POST", &format!("/herdgate/{path}"), &headers, b"")).await;
+        client.answer().await.expect("an order is answered")
     }
 
     pub fn shared(&self) -> &Shared {

@@ -134,16 +134,21 @@ pub struct Scripted {
 impl Scripted {
     /// Starts it; `script` is asked for each request of a client.
     pub fn start(models: &[&str], script: impl FnMut(&Asked) -> Act + Send + 'static) -> Self {
-        Self::run(Some(models.iter().map(|model| (*model).to_owned()).collect()), Box::new(script))
+        Self::start_at("127.0.0.1:0".parse().unwrap(), models, script)
+    }
+
+    /// The same at a given address.
+    pub fn start_at(address: SocketAddr, models: &[&str], script: impl FnMut(&Asked) -> Act + Send + 'static) -> Self {
+        Self::run(address, Some(models.iter().map(|model| (*model).to_owned()).collect()), Box::new(script))
     }
 
     /// Starts it without models of its own; `script` is asked for everything, the gate's own polls too.
     pub fn bare(script: impl FnMut(&Asked) -> Act + Send + 'static) -> Self {
-        Self::run(None, Box::new(script))
+        Self::run("127.0.0.1:0".parse().unwrap(), None, Box::new(script))
     }
 
-    fn run(models: Option<Vec<String>>, script: Script) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    fn run(address: SocketAddr, models: Option<Vec<String>>, script: Script) -> Self {
+        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (asked_in, asked) = flume::bounded(BACKLOG);

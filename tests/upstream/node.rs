@@ -113,7 +113,7 @@ impl Peer {
 pub(crate) fn target(addresses: Vec<SocketAddr>, connect_ms: Millis) -> Arc<Target> {
     let host = addresses.first().map(ToString::to_string).unwrap_or_default().into_boxed_str();
     let addresses = ArcSwap::from_pointee(addresses);
-    Arc::new(Target { addresses, host, base_path: "".into(), api_key: None, connect_ms })
+    Arc::new(Target { addresses, host, base_path: "".into(), connect_ms, ..Target::default() })
 }
 
 /// An address where nobody listens.

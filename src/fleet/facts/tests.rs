@@ -5,6 +5,7 @@
 mod capacity;
 mod inventories;
 mod pace;
+mod reconfigure;
 mod scale;
 mod unwell;
 
@@ -150,7 +151,15 @@ impl Herd {
         config.nodes.clone_from(&nodes);
         let names = Arc::new(Names::new(&node_names, &[], 1_000));
         let now = Now { ms: 0, unix_ms };
-        let parts = Parts { config: Arc::new(config), nodes, names, workers: 2, instance: "me".into(), seed: 7 };
+        let parts = Parts {
+            config: Arc::new(config),
+            nodes,
+            names,
+            workers: 2,
+            instance: "me".into(),
+            seed: 7,
+            drained: BTreeSet::new(),
+        };
         let facts = Facts::new(parts, memory, now);
         Self { facts, scripts, now, pending: Vec::new(), snapshots: Vec::new(), offered: Vec::new() }
     }

@@ -33,8 +33,11 @@ pub(super) async fn run(desk: Rc<Desk>) {
             desk.keeper.store().await;
         }
         let snapshot = desk.snapshot.load_full();
-        let find = |name: &str| snapshot.nodes.iter().find(|node| &*node.name == name);
-        let due = desk.keeper.due(desk.clock.unix_ms(), |name| find(name).is_some_and(|node| node.up)).await;
+        let find = |name: &str| snapshot.configured().find(|node| &*node.name == name);
+        let due = desk
+            .keeper
+            .due(desk.clock.unix_ms(), |name| find(name).is_some_and(|node| node.up && !node.draining))
+            .await;
         for entry in due {
             let Some(node) = find(&entry.node).filter(|_| desk.keeper.under_way() < AT_ONCE) else { continue };
             let attempt = spawn_local(attempt(Rc::clone(&desk), entry.clone(), Arc::clone(node)));
@@ -73,7 +76,8 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
     let body = Bytes::from(body.to_string());
     let verb = match entry.operation {
         Operation::Pull => {
-            let followed = progress::follow(target, Verb::Pull, &body, desk.config.timeouts.stream_idle, None).await;
+            let followed =
+                progress::follow(target, Verb::Pull, &body, desk.config.now().timeouts.stream_idle, None).await;
             return followed.map(|()| true).map_err(|fail| fail.text());
         }
         Operation::Delete => Verb::Delete,

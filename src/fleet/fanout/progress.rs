@@ -131,7 +131,7 @@ impl Run {
             let target = Arc::clone(&self.goals.up[node].target);
             let (verb, body, events) = (self.asked.verb, self.body.clone(), self.events.0.clone());
             // Without a stream a node is silent until it is done, however long that takes.
-            let idle = if self.asked.stream { self.desk.config.timeouts.stream_idle } else { Duration::MAX };
+            let idle = if self.asked.stream { self.desk.config.now().timeouts.stream_idle } else { Duration::MAX };
             self.tasks.push(Task::spawn(async move {
                 let result = follow(&target, verb, &body, idle, Some((node, &events))).await;
                 let _ = events.send_async(Event::End(node, result)).await;

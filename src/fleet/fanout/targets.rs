@@ -29,9 +29,9 @@ pub struct Goal {
 /// The nodes of an operation.
 #[derive(Clone, Debug, Default)]
 pub struct Goals {
-    /// Those that are up.
+    /// Those that are up and not taken out.
     pub up: Vec<Goal>,
-    /// Those that miss it, being down.
+    /// Those that miss it, being down or taken out.
     pub down: Vec<Goal>,
 }
 
@@ -89,7 +89,7 @@ pub fn choose(snapshot: &Snapshot, config: &Config, asked: &Asked, header: Optio
     let named = header.map(|header| by_header(snapshot, header)).transpose()?;
     let model = snapshot.models.get(&asked.key).map(|model| &**model);
     let nodes = match (asked.verb, named) {
-        (Verb::Push, named) => return push(snapshot, model, named),
+        (Verb::Push, named) => return push(snapshot, model, named, header),
         (_, Some(nodes)) => nodes,
         (Verb::Pull | Verb::Create, None) => configured(snapshot, config, &asked.model),
         (Verb::Copy | Verb::Delete, None) => holders(snapshot, model),
@@ -100,7 +100,7 @@ pub fn choose(snapshot: &Snapshot, config: &Config, asked: &Asked, header: Optio
         return Err(if remembered || snapshot.incomplete { NoGoal::Unsure } else { NoGoal::NoModel });
     }
     let there = snapshot.models.get(&name::key(&asked.destination)).map(|model| &**model);
-    split(nodes, |node| goal(node, model, there))
+    split(nodes, header, |node| goal(node, model, there))
 }
 
 /// Every Ollama node (for blobs, which have no model), or those of the header.
@@ -112,7 +112,7 @@ pub fn all(snapshot: &Snapshot, header: Option<&str>) -> Result<Goals, NoGoal> {
         Some(header) => by_header(snapshot, header)?,
         None => ollama(snapshot).collect(),
     };
-    split(nodes, |node| goal(node, None, None))
+    split(nodes, header, |node| goal(node, None, None))
 }
 
 /// One node that is up, for what any of them answers alike.
@@ -126,10 +126,11 @@ pub fn any(snapshot: &Snapshot, header: Option<&str>) -> Result<Goals, NoGoal> {
     Ok(goals)
 }
 
-fn split(nodes: Vec<&NodeView>, goal: impl Fn(&NodeView) -> Goal) -> Result<Goals, NoGoal> {
+/// A node that is taken out misses it, unless the `header` names it: an operator may want to make it ready.
+fn split(nodes: Vec<&NodeView>, header: Option<&str>, goal: impl Fn(&NodeView) -> Goal) -> Result<Goals, NoGoal> {
     let mut goals = Goals::default();
     for node in nodes {
-        let list = if node.up { &mut goals.up } else { &mut goals.down };
+        let list = if node.up && (!node.draining || header.is_some()) { &mut goals.up } else { &mut goals.down };
         list.push(goal(node));
     }
     match (goals.up.is_empty(), goals.down.is_empty()) {
@@ -158,13 +159,13 @@ fn is_ollama(node: &NodeView) -> bool {
 }
 
 fn ollama(snapshot: &Snapshot) -> impl Iterator<Item = &NodeView> {
-    snapshot.nodes.iter().map(|node| &**node).filter(|node| is_ollama(node))
+    snapshot.configured().map(|node| &**node).filter(|node| is_ollama(node))
 }
 
 fn by_header<'s>(snapshot: &'s Snapshot, header: &str) -> Result<Vec<&'s NodeView>, NoGoal> {
     let mut nodes: Vec<&NodeView> = Vec::new();
     for name in header.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let Some(node) = snapshot.nodes.iter().find(|node| &*node.name == name) else {
+        let Some(node) = snapshot.configured().find(|node| &*node.name == name) else {
             return Err(NoGoal::Unknown(name.to_owned()));
         };
         if !is_ollama(node) {
@@ -197,16 +198,21 @@ fn holders<'s>(snapshot: &'s Snapshot, model: Option<&Model>) -> Vec<&'s NodeVie
 
 /// One node that has the model: with the digest most nodes have, one with an identity (`cloud`) before others. A model
 /// that none has is asked of any node, which words the error.
-fn push(snapshot: &Snapshot, model: Option<&Model>, named: Option<Vec<&NodeView>>) -> Result<Goals, NoGoal> {
+fn push(
+    snapshot: &Snapshot,
+    model: Option<&Model>,
+    named: Option<Vec<&NodeView>>,
+    header: Option<&str>,
+) -> Result<Goals, NoGoal> {
     let may = |id: NodeId| named.as_ref().is_none_or(|nodes| nodes.iter().any(|node| node.id == id));
     let having: Vec<&NodeView> = holders(snapshot, model).into_iter().filter(|node| may(node.id)).collect();
     if having.is_empty() {
         let nodes = named.unwrap_or_else(|| ollama(snapshot).collect());
-        let mut goals = split(nodes, |node| goal(node, model, None))?;
+        let mut goals = split(nodes, header, |node| goal(node, model, None))?;
         goals.up.truncate(1);
         return Ok(Goals { down: Vec::new(), ..goals });
     }
-    let mut goals = split(having, |node| goal(node, model, None))?;
+    let mut goals = split(having, header, |node| goal(node, model, None))?;
     let copies = |digest: &Option<Arc<str>>| goals.up.iter().filter(|other| other.digest == *digest).count();
     let cloud = |id| snapshot.node(id).is_some_and(|node| node.cloud);
     // The first of the best: `max_by_key` would take the last.

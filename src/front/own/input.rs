@@ -115,7 +115,7 @@ impl Connection {
     fn head_begins(&self) {
         let local = &self.client.local;
         if self.client.watch.armed() == Some(Expiry::ClientIdle) {
-            self.client.watch.arm(Expiry::RequestHead, local.clock.now() + local.times.request_head);
+            self.client.watch.arm(Expiry::RequestHead, local.clock.now() + local.rules().times.request_head);
         }
     }
 
@@ -240,7 +240,7 @@ impl BodySource for Body<'_> {
             }
             match ready!(connection.poll_fill(cx)) {
                 Ok(count) if count > 0 => {
-                    let until = local.clock.now() + local.times.request_body_idle;
+                    let until = local.clock.now() + local.rules().times.request_body_idle;
                     connection.client.watch.arm(Expiry::RequestBody, until);
                 }
                 Ok(_) => return Poll::Ready(Some(Err("the client left inside the body".to_owned()))),

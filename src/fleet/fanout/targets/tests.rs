@@ -4,7 +4,7 @@ use super::*;
 use crate::config::ModelConfig;
 use crate::fleet::fanout::ask::{self, Read};
 use crate::fleet::progress::NodeProgress;
-use crate::fleet::{Candidate, NodePs};
+use crate::fleet::{Candidate, NodePs, OwnTimes};
 use crate::ids::{CellId, ModelId};
 use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::usage::counters::PairCounters;
@@ -21,6 +21,7 @@ fn node(at: u32, name: &str) -> NodeView {
         base_path: "".into(),
         api_key: None,
         connect_ms: 2_000,
+        ..Target::default()
     };
     NodeView {
         id: NodeId(at),
@@ -41,6 +42,9 @@ fn node(at: u32, name: &str) -> NodeView {
         any: pair(NodeId(at)),
         ps: Arc::new(NodePs::default()),
         progress: Arc::new(NodeProgress::new(1)),
+        times: OwnTimes::default(),
+        draining: false,
+        removed: false,
     }
 }
 
@@ -68,6 +72,7 @@ fn fleet(models: &[(&str, &[(u32, &str)])]) -> Snapshot {
             word: Arc::new(ModelWord::new()),
             candidates: copies.iter().map(candidate).collect(),
             conflict: false,
+            times: OwnTimes::default(),
         };
         (name::key(name), Arc::new(model))
     };
@@ -145,6 +150,19 @@ fn copy_and_delete_go_to_those_that_have_it() {
     assert_eq!(plain(&snapshot, &delete("c"), None), Err(NoGoal::Down(vec!["c".into()])));
     let young = Snapshot { incomplete: true, ..fleet(&[]) };
     assert_eq!(plain(&young, &delete("nope"), None), Err(NoGoal::Unsure));
+}
+
+#[test]
+fn a_node_that_is_taken_out_misses_it_unless_it_is_named() {
+    let mut snapshot = fleet(&[("m", &[(0, "d"), (1, "d")])]);
+    snapshot.nodes[1] = Arc::new(NodeView { draining: true, ..NodeView::clone(&snapshot.nodes[1]) });
+    let delete = asked(Verb::Delete, r#"{"model":"m"}"#);
+    assert_eq!(plain(&snapshot, &delete, None), Ok("a|b".to_owned()), "kept for its return");
+    assert_eq!(plain(&snapshot, &delete, Some("b")), Ok("b|".to_owned()), "an operator makes it ready");
+    snapshot.nodes[1] = Arc::new(NodeView { removed: true, ..NodeView::clone(&snapshot.nodes[1]) });
+    let pull = asked(Verb::Pull, r#"{"model":"x"}"#);
+    assert_eq!(plain(&snapshot, &pull, None), Ok("a|c".to_owned()));
+    assert_eq!(plain(&snapshot, &pull, Some("b")), Err(NoGoal::Unknown("b".to_owned())));
 }
 
 #[test]
