@@ -14,8 +14,6 @@
 //!   slow body 408; a slow head or an idle connection is closed without a word.
 //! - More than 128 header lines: 431.
 //! - A chunked body that breaks: 400 in the dialect of the route, with our text and a close.
-//! - A body that nobody reads (of a 404, of a GET) and that has not come along with its head ends the connection with the
-//!   answer; Go waits for up to 256 KiB of it first.
 //! - A panic: 500 with a text in the dialect and a close (Go: an empty 500). A client should see why.
 //! - A client that closes its sending side before its answer began is gone, as Ollama takes it on the routes that matter.
 //! - HTTP/1.0 and targets in absolute form are served by hyper, whose answers to malformed requests have no text.

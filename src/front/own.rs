@@ -211,12 +211,10 @@ impl Connection {
 
     /// Sends an answer.
     async fn answer(&self, mut response: Response<OutBody>, is_head: bool, close: bool) -> Served {
-        if !self.body.borrow().is_ended() {
-            self.forget_arrived();
-        }
-        let unread = !self.body.borrow().is_ended();
         let draining = self.client.local.shared.phase() >= Phase::Draining;
-        let close = close || unread || draining || response.headers().contains_key(CONNECTION);
+        let close = close || draining || response.headers().contains_key(CONNECTION);
+        let unread = !self.body.borrow().is_ended();
+        let close = close || (unread && !self.skip_body().await);
         let framing = framing(&response, is_head);
         self.write_head(&mut response, framing, close);
         let sent = match response.into_body() {

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use super::Connection;
 use crate::http1::{BodyDecoder, BodyFraming, Item, Refused, blank_lines, head_end, line_room, parse_request};
-use crate::proxy::body::BodySource;
+use crate::proxy::body::{self, BodySource};
 use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
 
@@ -23,6 +23,10 @@ const PIECE_BYTES_MAX: u64 = 64 * 1024;
 const GROW_BYTES: usize = 32 * 1024;
 /// Bytes of later requests that are read while one is being answered; beyond it they wait in the socket.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of a body that nobody wanted which are read before the answer, so that the connection can go on.
+/// Source: Go's `net/http/server.go` (`maxPostHandlerReadBytes`).
+const UNREAD_BYTES_MAX: usize = 256 * 1024;
 
 /// What came next on a connection.
 pub(super) enum Next {
@@ -112,6 +116,37 @@ impl Connection {
         idle || expired
     }
 
+    /// Reads what is left of a body that nobody wanted. Whether that was all: not beyond Go's bound, nor where the client
+    /// waits for a word to send it, nor when it falls silent.
+    pub(super) async fn skip_body(&self) -> bool {
+        {
+            let body = self.body.borrow();
+            let too_much = body.decoder.left().is_some_and(|left| left > UNREAD_BYTES_MAX as u64);
+            if body.is_ended() || body.expects || too_much {
+                return body.is_ended();
+            }
+        }
+        let watch = &self.client.watch;
+        body::arm_idle(&self.client);
+        let (mut source, mut left) = (Body(self), UNREAD_BYTES_MAX);
+        let whole = std::future::poll_fn(|cx| {
+            watch.listen(cx);
+            loop {
+                if watch.fired() == Some(Expiry::RequestBody) {
+                    return Poll::Ready(false);
+                }
+                match ready!(source.poll_piece(cx)) {
+                    None => return Poll::Ready(true),
+                    Some(Ok(piece)) if piece.len() <= left => left -= piece.len(),
+                    Some(_) => return Poll::Ready(false),
+                }
+            }
+        })
+        .await;
+        watch.disarm();
+        whole
+    }
+
     fn head_begins(&self) {
         let local = &self.client.local;
         if self.client.watch.armed() == Some(Expiry::ClientIdle) {
@@ -147,19 +182,6 @@ impl Connection {
             }
         }
         Poll::Pending
-    }
-
-    /// Takes what has come already of a body that nobody read: a short one, sent along with its head, does not cost its
-    /// client the connection.
-    pub(super) fn forget_arrived(&self) {
-        let mut body = self.body.borrow_mut();
-        let mut input = self.input.borrow_mut();
-        while !body.decoder.is_ended() {
-            match body.decoder.feed(&input) {
-                Ok((used, _)) if used > 0 => input.advance(used),
-                _ => return,
-            }
-        }
     }
 
     /// Makes room for what is known to come.
