@@ -83,8 +83,9 @@ impl Filter {
         Self::default()
     }
 
-    /// Hands the part of the stream that the client may have now to `out`, perhaps nothing; ordinary payload uncopied.
-    pub fn push(&mut self, payload: &[u8], out: &mut dyn FnMut(&[u8])) {
+    /// Hands what the client may have now of the stream to `out`, perhaps nothing; ordinary payload uncopied. Parts that
+    /// come together are one piece to the client: the node framed them as one, around what was taken out.
+    pub fn push(&mut self, payload: &[u8], out: &mut dyn FnMut(&[&[u8]])) {
         let joined;
         let bytes = if self.held.is_empty() {
             payload
@@ -92,10 +93,18 @@ impl Filter {
             joined = [&std::mem::take(&mut self.held), payload].concat();
             &joined
         };
-        let mut give = |part: &[u8]| {
-            if !part.is_empty() {
-                out(part);
+        // One event is taken out, so there are two parts at most; were there more, they would be pieces of their own.
+        let (mut parts, mut count) = ([&[][..]; 2], 0);
+        let mut give = |range: std::ops::Range<usize>| {
+            if range.is_empty() {
+                return;
             }
+            if count == parts.len() {
+                out(&parts);
+                count = 0;
+            }
+            parts[count] = &bytes[range];
+            count += 1;
         };
         let (mut from, mut at) = (0, 0);
         while at < bytes.len() {
@@ -109,7 +118,7 @@ impl Filter {
             match judge(rest) {
                 Event::Ordinary => self.passing = Some(Passing { line_empty: true }),
                 Event::Injected(length) => {
-                    give(&bytes[from..at]);
+                    give(from..at);
                     at += length;
                     from = at;
                 }
@@ -119,7 +128,10 @@ impl Filter {
                 }
             }
         }
-        give(&bytes[from..at]);
+        give(from..at);
+        if count > 0 {
+            out(&parts[..count]);
+        }
     }
 
     /// Whether whole events lie in these chunks of which none is the injected one, so that all may pass as they are.

@@ -142,7 +142,7 @@ impl TailBody {
                     (None, payload) => give(payload),
                     (Some(filter), Payload::Chunks(chunks)) if filter.passes(chunks) => give(payload),
                     (Some(filter), payload) => {
-                        payload.each(|piece| filter.push(piece, &mut |part| give(Payload::Piece(part))))
+                        payload.each(|piece| filter.push(piece, &mut |parts| give(Payload::Parts(parts))))
                     }
                 }
             });

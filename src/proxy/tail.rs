@@ -143,6 +143,7 @@ impl Tail {
         let before = self.bytes;
         match payload {
             Payload::Piece(piece) => self.push(piece),
+            Payload::Parts(parts) => parts.iter().for_each(|part| self.push(part)),
             Payload::Chunks(mut chunks) => {
                 // The first ones tell what the answer is; mostly one is enough.
                 while !self.is_plain()

@@ -33,6 +33,8 @@ pub enum Payload<'a> {
     Chunks(Chunks<'a>),
     /// Anything else: of a body with a length, or of a chunk that has not come whole.
     Piece(&'a [u8]),
+    /// What is left of a piece that had something taken out.
+    Parts(&'a [&'a [u8]]),
 }
 
 impl Payload<'_> {
@@ -40,6 +42,7 @@ impl Payload<'_> {
     pub fn each(self, mut take: impl FnMut(&[u8])) {
         match self {
             Payload::Piece(piece) => take(piece),
+            Payload::Parts(parts) => parts.iter().for_each(|part| take(part)),
             Payload::Chunks(chunks) => chunks.payloads().for_each(take),
         }
     }

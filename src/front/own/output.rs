@@ -114,14 +114,20 @@ pub(super) fn piece(out: &mut Vec<u8>, framing: Framing, piece: &[u8]) {
     match framing {
         Framing::None => {}
         Framing::Length(_) => out.extend_from_slice(piece),
-        Framing::Chunked if piece.is_empty() => {}
-        Framing::Chunked => {
-            push_hex(out, piece.len());
-            out.extend_from_slice(b"\r\n");
-            out.extend_from_slice(piece);
-            out.extend_from_slice(b"\r\n");
-        }
+        Framing::Chunked => chunk(out, &[piece]),
     }
+}
+
+/// Appends one chunk; none of no bytes, which would end the body.
+fn chunk(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    let length = parts.iter().map(|part| part.len()).sum();
+    if length == 0 {
+        return;
+    }
+    push_hex(out, length);
+    out.extend_from_slice(b"\r\n");
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends a piece of a body with a length, and not a byte beyond it: that would begin the next answer.
@@ -135,6 +141,7 @@ pub(super) fn owed(out: &mut Vec<u8>, owed: &mut u64, piece: &[u8]) {
 pub(super) fn payload(out: &mut Vec<u8>, framing: Framing, payload: Payload<'_>) {
     match payload {
         Payload::Chunks(chunks) if framing == Framing::Chunked => out.extend_from_slice(chunks.as_bytes()),
+        Payload::Parts(parts) if framing == Framing::Chunked => chunk(out, parts),
         payload => payload.each(|part| piece(out, framing, part)),
     }
 }

@@ -36,7 +36,7 @@ fn without_usage(stream: &str) -> String {
 /// What the client may have now.
 fn push(filter: &mut Filter, payload: impl AsRef<[u8]>) -> String {
     let mut out = Vec::new();
-    filter.push(payload.as_ref(), &mut |part| out.extend_from_slice(part));
+    filter.push(payload.as_ref(), &mut |parts| out.extend_from_slice(&parts.concat()));
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -50,7 +50,7 @@ fn filtered(stream: &[u8], step: usize) -> Vec<u8> {
     let mut filter = Filter::new();
     let mut out = Vec::new();
     for piece in stream.chunks(step.max(1)) {
-        filter.push(piece, &mut |part| out.extend_from_slice(part));
+        filter.push(piece, &mut |parts| out.extend_from_slice(&parts.concat()));
     }
     filter.finish(&mut |part| out.extend_from_slice(part));
     out
@@ -85,7 +85,7 @@ fn streams_without_injection_pass_whole_and_uncopied() {
             assert_eq!(filtered(&stream, step), stream, "{name} in steps of {step}");
         }
         let mut passed = None;
-        Filter::new().push(&stream, &mut |part| passed = Some((part.as_ptr(), part.len())));
+        Filter::new().push(&stream, &mut |parts| passed = Some((parts[0].as_ptr(), parts[0].len())));
         assert_eq!(passed, Some((stream.as_ptr(), stream.len())), "{name}");
     }
 }
@@ -167,12 +167,25 @@ fn only_the_injected_event_is_taken() {
 }
 
 #[test]
+fn what_stood_around_the_injected_event_stays_one_piece() {
+    let stream = String::from_utf8(payload("109-v1-chat-stream-usage")).unwrap();
+    let last = &stream[stream.find("data: {\"id\"").unwrap()..];
+    let finish = &last[last.rfind("\"delta\":{}").unwrap()..];
+    let finish = &last[last.len() - finish.len()..];
+    let at = last.len() - finish.len();
+    let start = last[..at].rfind("data: ").unwrap();
+    let mut pieces = Vec::new();
+    Filter::new().push(&last.as_bytes()[start..], &mut |parts| pieces.push(parts.len()));
+    assert_eq!(pieces, [2], "the finish and the end of the stream, in one");
+}
+
+#[test]
 fn what_is_held_is_bounded() {
     let long = format!("data: {{\"id\":\"{}", "x".repeat(2 * HELD_BYTES_MAX));
     let mut filter = Filter::new();
     let mut passed = 0;
     for piece in long.as_bytes().chunks(100) {
-        filter.push(piece, &mut |part| passed += part.len());
+        filter.push(piece, &mut |parts| passed += parts.concat().len());
         assert!(filter.held.len() <= HELD_BYTES_MAX);
     }
     assert_eq!(passed, long.len());
@@ -268,7 +281,7 @@ proptest! {
         let (mut out, mut rest, mut cuts) = (Vec::new(), stream.as_bytes(), cuts.into_iter().cycle());
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(cuts.next().unwrap().min(rest.len()));
-            filter.push(piece, &mut |part| out.extend_from_slice(part));
+            filter.push(piece, &mut |parts| out.extend_from_slice(&parts.concat()));
             rest = after;
         }
         filter.finish(&mut |part| out.extend_from_slice(part));
