@@ -112,15 +112,18 @@ pub fn method_not_allowed(allow: &'static str) -> Response<OutBody> {
     response
 }
 
-/// A redirect as Go words it: HTML for a GET, nothing otherwise.
+/// A redirect as Go words it: HTML for a GET, its type alone for a HEAD, nothing otherwise.
 #[must_use]
 pub fn redirect(method: &Method, status: u16, path: &str, query: Option<&str>) -> Response<OutBody> {
+    const HTML: &str = "text/html; charset=utf-8";
     let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT);
     let mut response = if *method == Method::GET {
         let escaped = target.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
         let reason = status.canonical_reason().unwrap_or_default();
-        whole(status, "text/html; charset=utf-8", format!("<a href=\"{escaped}\">{reason}</a>.\n\n"))
+        whole(status, HTML, format!("<a href=\"{escaped}\">{reason}</a>.\n\n"))
+    } else if *method == Method::HEAD {
+        whole(status, HTML, Bytes::new())
     } else {
         empty(status)
     };
@@ -135,13 +138,12 @@ pub fn close(response: &mut Response<OutBody>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// A HEAD: the headers of the GET, its length only where Go would know it (bodies up to 2 KiB), no body.
+/// A HEAD: the headers of the GET, its length only where Go would know it (some body, of up to 2 KiB), no body.
 #[must_use]
 pub fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
     const GO_BUFFERS: usize = 2048;
     let length = match response.body() {
         OutBody::Whole(Some(bytes)) => Some(bytes.len()).filter(|length| *length <= GO_BUFFERS),
-        OutBody::Whole(None) => Some(0),
         _ => None,
     };
     if let Some(length) = length {
