@@ -40,7 +40,7 @@ use http::{HeaderValue, Response, StatusCode};
 
 use crate::clock::Millis;
 use crate::config::NodeKind;
-use crate::dialect::{self, Route, texts};
+use crate::dialect::{self, Route, name, texts};
 use crate::error::ProxyError;
 use crate::fleet::NodeView;
 use crate::ids::KeyId;
@@ -97,6 +97,10 @@ async fn answer(client: &Rc<Client>, ticket: Ticket, asked: &Asked, key: KeyId) 
     };
     match done {
         Ok(response) => response,
+        Err((ticket, _)) if plan == Plan::Unknown => {
+            let refusal = texts::unknown_model(route, asked.model_name());
+            refuse_asked(client, ticket, asked, &ProxyError::Refused(refusal))
+        }
         Err((ticket, error)) => refuse_asked(client, ticket, asked, &error),
     }
 }
@@ -119,7 +123,7 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
     client.local.reports.miss(key.as_str()).await;
     client.local.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
         Drawn::Plan(plan) => Ok(plan),
-        Drawn::Unknown(_) => Err(plan::unknown(snapshot, asked.route, asked.model_name())),
+        Drawn::Unknown(_) => plan::unknown(snapshot, asked.model_name()),
     })
 }
 
@@ -134,7 +138,9 @@ fn nobody_to_ask(client: &Client, asked: &Asked, plan: Plan) -> Result<Plan, Pro
         return Err(ProxyError::Refused(texts::empty_body(asked.route)));
     }
     if asked.readable {
-        return Err(ProxyError::Refused(texts::missing_model(asked.route, asked.model_name())));
+        let sent = asked.model_name();
+        let why = name::parse(sent).err().unwrap_or(name::NameError::Missing);
+        return Err(ProxyError::Refused(texts::bad_name(asked.route, sent, why)));
     }
     Err(ProxyError::NodesDown { model: asked.model_name().to_owned() })
 }

@@ -30,13 +30,13 @@ use crate::proxy::plan::Plan;
 use crate::proxy::reserve::{Reserved, TRIES_MAX, Tried, reserve};
 use crate::proxy::retry_after;
 use crate::proxy::stream::{Parts, TailBody};
-use crate::proxy::tail::{RequestFacts, Tail};
+use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::{AttemptError, Exchange, Outgoing};
 use crate::proxy::watch::Expiry;
 use crate::slots::Taken;
-use crate::usage::Ending;
 use crate::usage::meters::Tally;
+use crate::usage::{Ending, Rejection};
 
 /// The text of a node's error answer that is read before deciding about a retry, at most.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
@@ -105,7 +105,7 @@ pub(super) async fn run(
             return Err((ticket, ProxyError::OddKeys));
         }
         let node = reserved.node;
-        let (returned, fault, buffered) = match attempt(client, ticket, asked, reserved).await {
+        let (returned, fault, buffered) = match attempt(client, ticket, asked, plan, reserved).await {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
@@ -182,7 +182,7 @@ fn exhausted(
 type Attempted = Result<Response<OutBody>, (Ticket, Fault, Option<Buffered>)>;
 
 /// One attempt at one node.
-async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserved: Reserved) -> Attempted {
+async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &Plan, reserved: Reserved) -> Attempted {
     let local = &client.local;
     let (node, own_suspect_after) = (reserved.node, reserved.patience.suspect_after);
     let injected = injects(local, asked, reserved.kind);
@@ -217,6 +217,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, reserve
                 return Err((ticket, Fault::Broke, None));
             };
             match judge(&buffered) {
+                Some(Fault::Lacks) if *plan == Plan::Unknown => Ok(forward_unknown(ticket, asked, buffered)),
                 Some(fault) => {
                     if fault == Fault::Lacks {
                         local.lacks(node);
@@ -326,6 +327,13 @@ fn forward_whole(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Respons
     tail.push(&answer.body);
     ticket.end(Ending::Completed, &tail.finish(&facts(asked, ticket.status)));
     response
+}
+
+/// Forwards a node's words for a name that nobody has; counted as a request that no node was to serve.
+fn forward_unknown(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Response<OutBody> {
+    (ticket.node, ticket.pair, ticket.status) = (NodeId::NONE, None, answer.head.status.as_u16());
+    ticket.end(Ending::Rejected(Rejection::UnknownModel), &TailReport::default());
+    forward_whole(ticket, asked, answer)
 }
 
 /// Forwards an answer as it comes; its head's lines travel in the body until they are sent.

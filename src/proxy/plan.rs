@@ -17,6 +17,8 @@ pub enum Plan {
     Model(Key),
     /// To any Ollama node that is up, which will word the error.
     Anywhere,
+    /// The same for a name that no node has, up or down: whatever else is wrong with the request comes first.
+    Unknown,
     /// To a node that may talk to the cloud.
     Cloud,
     /// To every node that has this model loaded.
@@ -37,7 +39,7 @@ pub enum Drawn {
 /// Draws the plan of a request.
 ///
 /// # Errors
-/// The request can be refused without any node: a conflict in the name, a pass-through that names no model.
+/// The request can be refused without any node: a cloud name where none may go there.
 pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
     let plan = |plan| Ok(Drawn::Plan(plan));
     let route = asked.route;
@@ -51,8 +53,7 @@ pub fn draw(snapshot: &Snapshot, asked: &Asked) -> Result<Drawn, ProxyError> {
         None => {}
     }
     match name::parse(sent) {
-        Err(NameError::Missing | NameError::Invalid) => plan(Plan::Anywhere),
-        Err(why @ NameError::Conflict) => Err(ProxyError::Refused(texts::bad_name(route, sent, why))),
+        Err(NameError::Missing | NameError::Invalid | NameError::Conflict) => plan(Plan::Anywhere),
         Ok(name) if name.source == Source::Cloud => {
             if snapshot.configured().any(|node| node.cloud) {
                 plan(Plan::Cloud)
@@ -73,13 +74,14 @@ fn known(asked: &Asked, key: Key) -> Plan {
     }
 }
 
-/// The answer when no node that is up has the name: 404 in the words of the route; 503 while a node that might have it
-/// has never been reached, or is remembered to have had it.
-#[must_use]
-pub fn unknown(snapshot: &Snapshot, route: Route, sent: &str) -> ProxyError {
+/// What becomes of a request when no node that is up has the name: a node words the 404, or what else is wrong.
+///
+/// # Errors
+/// 503 while a node that might have it has never been reached, or is remembered to have had it.
+pub fn unknown(snapshot: &Snapshot, sent: &str) -> Result<Plan, ProxyError> {
     let remembered = snapshot.models.contains_key(Key::of(sent).as_str());
     if remembered || snapshot.incomplete || !snapshot.ready {
-        return ProxyError::NodesDown { model: sent.to_owned() };
+        return Err(ProxyError::NodesDown { model: sent.to_owned() });
     }
-    ProxyError::Refused(texts::unknown_model(route, sent))
+    Ok(Plan::Unknown)
 }

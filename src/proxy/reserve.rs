@@ -176,13 +176,15 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
             ticket.model = model.id;
             details(local, snapshot, model, asked, tried).map(Now::Go)
         }
-        Plan::Anywhere | Plan::Cloud => {
+        Plan::Anywhere | Plan::Unknown | Plan::Cloud => {
             let cloud = *plan == Plan::Cloud;
-            // An Ollama node words errors best; a fleet without one has only its own to offer, on `/v1`.
+            // An Ollama node words errors best; a fleet without one has only its own to offer, on `/v1`, where some
+            // servers answer whatever model is named.
             let ollama = AnyAsk { kind: Some(NodeKind::Ollama), cloud, tried: tried.nodes() };
             let any = AnyAsk { kind: None, ..ollama };
+            let only_ollama = asked.native() || *plan == Plan::Unknown;
             let node = routing::pick_any(snapshot, &ollama)
-                .or_else(|| if asked.native() { None } else { routing::pick_any(snapshot, &any) })
+                .or_else(|| if only_ollama { None } else { routing::pick_any(snapshot, &any) })
                 .ok_or_else(|| nodes_down(asked))?;
             let view = &snapshot.nodes[node.0 as usize];
             let permit = Permit::new(view.any.clone(), local.id, Taken::Warm);
