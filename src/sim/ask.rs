@@ -72,6 +72,8 @@ pub(super) struct Wanted {
     pub(super) truncate: bool,
     pub(super) raw: bool,
     pub(super) debug: bool,
+    /// `"json"` or a schema, which binds what is said.
+    pub(super) format: Option<Value>,
     /// What is wrong with `format`, told when the model is there.
     pub(super) bad_format: Option<String>,
     pub(super) insert: bool,
@@ -104,6 +106,7 @@ impl Wanted {
             truncate: true,
             raw: false,
             debug: false,
+            format: None,
             bad_format: None,
             insert: false,
             dimensions: 0,
@@ -277,6 +280,7 @@ fn generation(wanted: &mut Wanted, body: &Value) -> Result<(), Fail> {
     };
     wanted.limit = wanted.options.get("num_predict").and_then(Value::as_i64);
     wanted.stops = stops(wanted.options.get("stop"));
+    wanted.format = body.get("format").filter(|format| format.as_str() != Some("")).cloned();
     wanted.bad_format = match body.get("format") {
         None | Some(Value::Object(_)) => None,
         Some(Value::String(s)) if s == "json" || s.is_empty() => None,

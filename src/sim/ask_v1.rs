@@ -123,6 +123,12 @@ fn chat(wanted: &mut Wanted, body: &Value) -> Result<(), Fail> {
             _ => return Err(bad("invalid message content type: <nil>")),
         }
     }
+    let asked = body.get("response_format").unwrap_or(&Value::Null);
+    wanted.format = match asked.str("type") {
+        "json_object" => Some(Value::String("json".to_owned())),
+        "json_schema" => asked.get("json_schema").and_then(|named| named.get("schema")).cloned(),
+        _ => None,
+    };
     let nested = body.get("reasoning").map_or("", |r| r.str("effort"));
     effort(wanted, if nested.is_empty() { body.str("reasoning_effort") } else { nested })?;
     if body.get("logprobs").and_then(Value::as_bool).unwrap_or(false) {

@@ -76,6 +76,8 @@ pub(super) struct Plan {
     pub(super) shown: u32,
     pub(super) reason: &'static str,
     pub(super) tool: Option<Tool>,
+    /// What is said, a token a character, where a `format` bound the answer.
+    pub(super) json: Option<String>,
 }
 
 /// Tokens that a tool call takes.
@@ -93,16 +95,29 @@ pub(super) struct Bounds {
     pub(super) stops: Vec<String>,
     pub(super) thinks: bool,
     pub(super) tool: Option<Tool>,
+    /// The JSON that a `format` asks for.
+    pub(super) json: Option<String>,
 }
 
 impl Plan {
     pub(super) fn new(bounds: Bounds) -> Self {
-        let usual = if bounds.tool.is_some() { TOOL_TOKENS } else { bounds.usual };
-        let total = bounds.limit.unwrap_or(usual);
+        let json = bounds.json.filter(|json| bounds.tool.is_none() && json.is_ascii());
+        let usual = match &json {
+            _ if bounds.tool.is_some() => TOOL_TOKENS,
+            Some(json) => {
+                let thought = if bounds.thinks { THINK_TOKENS + 2 } else { 0 };
+                u32::try_from(json.len()).unwrap_or(u32::MAX).saturating_add(thought)
+            }
+            None => bounds.usual,
+        };
+        // Nothing can follow what is complete.
+        let most = if json.is_some() { usual } else { u32::MAX };
+        let total = bounds.limit.unwrap_or(usual).min(most);
         let total = if bounds.tool.is_some() { total.min(TOOL_TOKENS) } else { total };
         let think = if bounds.thinks { THINK_TOKENS.min(total.saturating_sub(1)) } else { 0 };
         let cut = bounds.limit.is_some_and(|limit| limit <= total) && bounds.tool.is_none();
-        let mut plan = Self { total, think, shown: total, reason: if cut { "length" } else { "stop" }, tool: None };
+        let reason = if cut { "length" } else { "stop" };
+        let mut plan = Self { total, think, shown: total, reason, tool: None, json };
         if bounds.tool.is_some() && total == TOOL_TOKENS {
             plan.tool = bounds.tool;
         } else if !bounds.stops.is_empty() {
@@ -140,14 +155,20 @@ impl Plan {
             return Piece::Silent;
         }
         if self.think == 0 {
-            return Piece::Text(text::token(at));
+            return self.text(at);
         }
         match at {
             0 => Piece::Silent,
             at if at <= self.think => Piece::Think(text::token(at - 1)),
             at if at == self.think + 1 => Piece::Silent,
-            at => Piece::Text(text::token(at - self.think - 2)),
+            at => self.text(at - self.think - 2),
         }
+    }
+
+    /// The token at this place of what is said.
+    fn text(&self, at: u32) -> Piece {
+        let Some(json) = &self.json else { return Piece::Text(text::token(at)) };
+        json.as_bytes().get(at as usize).map_or(Piece::Silent, |byte| Piece::Text(text::character(*byte)))
     }
 }
 
@@ -208,6 +229,20 @@ mod tests {
         let plan = Plan::new(Bounds { stops: vec![".".to_owned()], ..bounds(Some(20)) });
         assert_eq!((plan.total, plan.shown, plan.reason), (8, 7, "stop"));
         assert_eq!(plan.piece(7), Piece::Silent);
+    }
+
+    #[test]
+    fn a_format_is_kept_unless_cut() {
+        let said = |bounds: Bounds| {
+            let plan = Plan::new(bounds);
+            let text = |at| if let Piece::Text(token) = plan.piece(at) { token } else { "" };
+            ((0..plan.total).map(text).collect::<String>(), plan.reason)
+        };
+        let json = || Some("{\"a\":1}".to_owned());
+        assert_eq!(said(Bounds { json: json(), ..bounds(None) }), ("{\"a\":1}".to_owned(), "stop"));
+        assert_eq!(said(Bounds { json: json(), ..bounds(Some(100)) }), ("{\"a\":1}".to_owned(), "stop"));
+        assert_eq!(said(Bounds { json: json(), ..bounds(Some(3)) }), ("{\"a".to_owned(), "length"));
+        assert_eq!(said(Bounds { json: json(), thinks: true, ..bounds(None) }).0, "{\"a\":1}");
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl Placed {
         let room = context.next_multiple_of(256);
         let mut prompt = knob("prompt").unwrap_or(wanted.prompt() + self.model.template_tokens + tool_words);
         if prompt > room {
-            if !wanted.truncate {
+            if !wanted.truncate || self.model.native {
                 return Err(Fail::new(By::Stream, 400, too_long(prompt, room)));
             }
             prompt = room;
@@ -239,6 +239,7 @@ impl Placed {
             stops: wanted.stops.clone(),
             thinks: self.thinks,
             tool,
+            json: wanted.format.as_ref().filter(|_| wanted.body.get("sim").is_none()).map(formatted),
         });
         Ok(Job {
             dialect: wanted.dialect,
@@ -281,6 +282,14 @@ fn tool_words(tool: &Value) -> u32 {
     let mut shown = String::new();
     tool.write(&mut shown, false);
     u32::try_from(shown.len() / 16).unwrap_or(0)
+}
+
+/// JSON that a `format` asks for: any object, or one of this schema.
+fn formatted(format: &Value) -> String {
+    match format {
+        Value::Object(_) => arguments(format),
+        _ => "{\"herd\":\"calm\"}".to_owned(),
+    }
 }
 
 /// Arguments that fit a schema: something for each required property.

@@ -86,8 +86,15 @@ pub(super) enum Way {
 
 /// A redirect as Go writes it.
 fn redirect(head: &Head, status: u16, location: String) -> Reply {
-    if !matches!(head.method.as_str(), "GET" | "HEAD") {
-        return Reply::empty(status).with("Location", location);
+    match head.method.as_str() {
+        "GET" => {}
+        // The type alone: a handler that writes nothing leaves a HEAD without any framing.
+        "HEAD" => {
+            let mut reply = Reply::new(status, "text/html; charset=utf-8", "").with("Location", location);
+            reply.bare = true;
+            return reply;
+        }
+        _ => return Reply::empty(status).with("Location", location),
     }
     let words = if status == 301 { "Moved Permanently" } else { "Temporary Redirect" };
     let body = format!("<a href=\"{}\">{words}</a>.\n\n", location.replace('&', "&amp;"));

@@ -99,6 +99,8 @@ pub struct ModelSpec {
     pub dimensions: u32,
     /// Tokens that its template adds to a prompt.
     pub template_tokens: u32,
+    /// Its prompts are rendered by the GGUF's own template: one that exceeds the context is refused, never cut.
+    pub native: bool,
     /// Tokens of an answer when nobody bounds it.
     pub output_tokens: Option<u32>,
     /// Time to load it, when it differs from the node's.
@@ -125,6 +127,7 @@ impl ModelSpec {
             context: 8192,
             dimensions: 576,
             template_tokens: 10,
+            native: false,
             output_tokens: None,
             load_time: None,
             remote: None,

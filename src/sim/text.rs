@@ -17,6 +17,16 @@ pub(super) fn token(at: u32) -> &'static str {
     TOKENS[at as usize % TOKENS.len()]
 }
 
+/// ASCII from the space on.
+const PRINTABLE: &str =
+    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
+
+/// A token of one character.
+pub(super) fn character(byte: u8) -> &'static str {
+    let at = usize::from(byte).saturating_sub(usize::from(b' '));
+    PRINTABLE.get(at..=at).unwrap_or("?")
+}
+
 /// A made-up but fixed token id, for `context`.
 pub(super) fn token_id(at: u32) -> u32 {
     (at.wrapping_mul(2_654_435_761) >> 16) % 49_152

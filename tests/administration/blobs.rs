@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::support::client::{self, Client, request};
 use crate::support::proxy::Proxy;
+use crate::support::sink::sink;
 use crate::{copies, fleet, post, post_to, well_formed};
 
 const HELLO: &str = "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
@@ -129,49 +130,6 @@ async fn what_every_node_has_is_not_sent_again() {
     assert_eq!(client.interim().await, "HTTP/1.1 200 OK", "without asking for the body first");
 }
 
-/// A node that has nothing, and takes an upload's body once told to.
-async fn bare_node(listener: TcpListener, mut go_on: Option<oneshot::Receiver<()>>, taken: Arc<AtomicU64>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => break,
-            }
-        }
-        if head.starts_with(b"POST /api/blobs/") {
-            let (go_on, taken) = (go_on.take(), taken.clone());
-            connections.spawn(async move {
-                if let Some(go_on) = go_on {
-                    go_on.await.unwrap();
-                }
-                take(&mut stream, &taken).await;
-            });
-            continue;
-        }
-        let body = match head.get(..13) {
-            Some(b"GET /api/vers") => r#"{"version":"0.33.0"}"#,
-            _ => r#"{"models":[]}"#,
-        };
-        let status = if head.starts_with(b"HEAD") { "404 Not Found" } else { "200 OK" };
-        let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-        answer += if head.starts_with(b"HEAD") { "" } else { body };
-        let _ = stream.write_all(answer.as_bytes()).await;
-    }
-}
-
-async fn take(stream: &mut TcpStream, taken: &AtomicU64) {
-    let mut buffer = vec![0; 64 * 1024];
-    while taken.load(Ordering::Relaxed) < BIG {
-        let read = stream.read(&mut buffer).await.unwrap();
-        assert_ne!(read, 0, "the body breaks off");
-        taken.fetch_add(read as u64, Ordering::Relaxed);
-    }
-    stream.write_all(b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-}
-
 /// Larger than all the sockets on the way hold together.
 const BIG: u64 = 96 << 20;
 
@@ -183,7 +141,7 @@ async fn the_slowest_node_sets_the_pace_and_nothing_is_held() {
     for (go_on, taken) in [(None, &quick), (Some(go_on), &slow)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         urls.push(format!("http://{}", listener.local_addr().unwrap()));
-        nodes.spawn(bare_node(listener, go_on, taken.clone()));
+        nodes.spawn(sink(listener, BIG, go_on, taken.clone()));
     }
     let proxy = Proxy::start(&urls, "").await;
     let up = || proxy.shared().fleet.load().nodes.iter().all(|node| node.up);

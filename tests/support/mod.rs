@@ -5,4 +5,5 @@
 pub mod client;
 pub mod proxy;
 pub mod scripted;
+pub mod sink;
 pub mod steady;
