@@ -79,8 +79,12 @@ impl Asked {
         let body = asked.body.clone();
         if route == Route::V1Audio {
             let content_type = known.content_type.and_then(|value| std::str::from_utf8(value).ok());
-            let model = content_type.and_then(|content_type| scan::multipart_model(&body, content_type));
-            asked.model = model.map(|model| Text::part_of(&body, &model));
+            // Go asks the query first.
+            let queried = scan::query_value(asked.target.as_str(), "model").map(Text::from);
+            asked.model = queried.or_else(|| {
+                let model = scan::multipart_model(&body, content_type?)?;
+                Some(Text::part_of(&body, &model))
+            });
         } else if is_zstd(route, &known) {
             // In a box: the unpacking's state is large, and other requests would carry it along.
             match Box::pin(scan::zstd_in_turns(&body)).await {

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use crate::dialect::Route;
 
-pub use multipart::multipart_model;
+pub use multipart::{multipart_model, query_value};
 pub use read::scan;
 pub use zstd::{DECODED_BYTES_MAX, WINDOW_BYTES_MAX, zstd_in_turns};
 

@@ -35,6 +35,13 @@ fn parameter(head: &str, key: &str) -> Option<String> {
     }
 }
 
+/// A value of the query; escapes of a kind that clients of the simulation use.
+fn queried(target: &str, wanted: &str) -> Option<String> {
+    let (_, query) = target.split_once('?')?;
+    let value = query.split('&').find_map(|pair| pair.strip_prefix(wanted)?.strip_prefix('='))?;
+    Some(value.replace("%3A", ":").replace("%2F", "/"))
+}
+
 /// Handles a transcription.
 pub(super) async fn transcribe(turn: &mut Turn<'_>, body: &Body) -> Next {
     let bad = |text: &str| Fail::new(By::Front, 400, text);
@@ -49,6 +56,10 @@ pub(super) async fn transcribe(turn: &mut Turn<'_>, body: &Body) -> Next {
         return turn.refuse(Dialect::Audio, false, bad("file is required: http: no such file")).await;
     };
     let text_of = |wanted: &str| {
+        // Go's FormValue asks the query before a multipart body.
+        if let Some(queried) = queried(&turn.head.target, wanted) {
+            return queried;
+        }
         let field = fields.iter().find(|(name, file, _)| name == wanted && !file);
         field.map_or_else(String::new, |(_, _, content)| String::from_utf8_lossy(content).into_owned())
     };

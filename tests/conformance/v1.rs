@@ -1,9 +1,12 @@
 //! Cases 64 to 71: streams of the OpenAI and Anthropic routes, zstd, prompts that are too long.
 
+use herdgate::sim::{Capability, ModelSpec};
 use serde_json::Value;
 
 use crate::case::{Case, JSON, NDJSON, SSE, V1, case};
-use crate::support::client::{Answer, request};
+use crate::compare;
+use crate::stage::Stage;
+use crate::support::client::{Answer, once, request};
 
 const CHAT: &str = r#""messages":[{"role":"user","content":"x"}]"#;
 
@@ -183,4 +186,33 @@ fn too_long() -> Case {
         .post("/v1/chat/completions", &body("narrow", ""))
         .gives(400, V1)
         .json("/error/type", "invalid_request_error")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transcription_takes_its_fields_from_the_query_first() {
+    let hears = || ModelSpec::new("hears", &[Capability::Completion, Capability::Audio]);
+    let stage = Stage::with(vec![(hears(), [false, true, false]), (ModelSpec::chat("m"), [true; 3])], "", |_| ()).await;
+    let form = |model: &str| {
+        format!(
+            "--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
+             --X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--X--\r\n"
+        )
+    };
+    let kind = [("Content-Type", "multipart/form-data; boundary=X")];
+    for (query, model, status) in [
+        ("", "hears", 200),
+        ("?model=hears", "m", 200),
+        ("?model=hears%3Alatest&response_format=text", "nope", 200),
+        ("?model=nope", "hears", 404),
+        ("?model=", "hears", 400),
+        ("", "nope", 404),
+    ] {
+        let path = format!("/v1/audio/transcriptions{query}");
+        let bytes = request("POST", &path, &kind, form(model).as_bytes());
+        let direct = once(stage.node.address(), &bytes).await;
+        let through = once(stage.proxy.address, &bytes).await;
+        assert_eq!(direct.status, status, "{path} {}", direct.text());
+        let differ = compare::differences(&direct, &through);
+        assert!(differ.is_empty(), "{path} {model}\n{}", differ.join("\n"));
+    }
 }

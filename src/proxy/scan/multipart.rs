@@ -41,6 +41,36 @@ pub fn multipart_model<'a>(body: &'a [u8], content_type: &str) -> Option<Cow<'a,
     }
 }
 
+/// The first value of this name in a target's query, as Go's `ParseQuery` reads it; `None`: there is none of that name.
+///
+/// A form is asked for its values by `FormValue`, which takes those of the query before a multipart body's.
+/// Source: Go's `net/http/request.go` (`FormValue`), `net/url` (`ParseQuery`).
+#[must_use]
+pub fn query_value(target: &str, name: &str) -> Option<String> {
+    let (_, query) = target.split_once('?')?;
+    query.split('&').filter(|pair| !pair.contains(';')).find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (unescaped(key)? == name).then(|| unescaped(value)).flatten()
+    })
+}
+
+/// Without escapes, and `+` as a space; `None`: an escape is none.
+fn unescaped(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    Some(String::from_utf8_lossy(&out).into_owned())
+}
+
 /// A part's header lines and what follows the blank line.
 fn split_head(part: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut at = 0;
@@ -106,6 +136,17 @@ mod tests {
     use super::*;
 
     const TYPE: &str = "multipart/form-data; boundary=X";
+
+    #[test]
+    fn the_query_is_read_as_go_reads_it() {
+        let model = |target: &str| query_value(target, "model");
+        assert_eq!(model("/v1/audio/transcriptions?a=1&model=m%3Av1&model=x").as_deref(), Some("m:v1"));
+        assert_eq!(model("/t?mod%65l=a+b").as_deref(), Some("a b"));
+        assert_eq!(model("/t?model").as_deref(), Some(""));
+        assert_eq!(model("/t?model=%zz&model=m").as_deref(), Some("m"), "what is no escape is left out");
+        assert_eq!(model("/t?model=a;b&x=1"), None);
+        assert_eq!(model("/t"), None);
+    }
 
     fn form(parts: &[(&str, &str)]) -> String {
         let parts: String = parts
