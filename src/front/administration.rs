@@ -68,7 +68,7 @@ pub(super) async fn answer(
         (None, None) => return answer::not_found(),
     };
     match body::gather(client, known.announced(), source).await {
-        Ok(gathered) => place(client, order(call, gathered.bytes.clone()), placed).await,
+        Ok(gathered) => place(client, order(call, gathered.into_bytes()), placed).await,
         Err(error) => refused(&error),
     }
 }

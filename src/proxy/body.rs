@@ -65,6 +65,20 @@ pub struct Gathered {
     _share: Share,
 }
 
+impl Gathered {
+    /// The bytes alone, with the share in them: it is given back with their last copy, on whatever thread that is.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        if self.bytes.is_empty() { Bytes::new() } else { Bytes::from_owner(self) }
+    }
+}
+
+impl AsRef<[u8]> for Gathered {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Bytes counted against `body_memory`; given back on drop.
 #[derive(Debug)]
 struct Share {
