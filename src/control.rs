@@ -83,7 +83,8 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration,
             log_level,
         };
         spawn_local(steering.run(ordered));
-        let desk = Desk::new(&shared.config, &shared.fleet.snapshot, &shared.clock, reports);
+        let tally = shared.orders.tally();
+        let desk = Desk::new(&shared.config, &shared.fleet.snapshot, &shared.clock, reports, tally);
         spawn_local(desk.run(orders));
         let polling = spawn_local(poll(poller, stop.clone()));
         spawn_local(look_after(shared.clone()));

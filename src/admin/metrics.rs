@@ -9,6 +9,7 @@ use super::Answer;
 use super::exposition::{Distribution, Exposition, Kind};
 use super::reading::{self, NodeReading, PairReading, WorkerReading};
 use crate::clock::Millis;
+use crate::fleet::fanout::tally::TallySums;
 use crate::operator::LastReload;
 use crate::shared::Shared;
 use crate::sync::Arc;
@@ -85,6 +86,10 @@ metrics! {
     LedgerFoldedEarly = "herdgate_ledger_minutes_folded_early_total", Counter, "Minute rows folded into their day because memory was full.";
     LedgerCommits = "herdgate_ledger_commits_total", Counter, "Commits of the store.";
     LedgerCommitsFailed = "herdgate_ledger_commits_failed_total", Counter, "Commits that failed.";
+    Operations = "herdgate_administration_total", Counter, "Operations on models over the fleet, by kind and what came of them.";
+    OperationsUnderWay = "herdgate_administration_under_way", Gauge, "Operations on models under way.";
+    Pending = "herdgate_pending_operations", Gauge, "Operations kept for nodes that are down.";
+    CaughtUp = "herdgate_pending_attempts_total", Counter, "What came of operations kept for nodes that were down; void: the node's models had changed.";
     OpenListener = "herdgate_open_listener", Gauge, "1 if the listener is reachable from other machines and asks for no key.";
 }
 
@@ -138,6 +143,7 @@ pub(crate) struct Reading {
     pub(crate) body_bytes: u64,
     pub(crate) ring_capacity: u64,
     pub(crate) open_listener: bool,
+    pub(crate) administration: TallySums,
 }
 
 /// `GET /metrics`
@@ -210,6 +216,9 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::BodyMemory => text.whole(&[], read.body_bytes),
         M::RingCapacity => text.whole(&[], read.ring_capacity),
         M::OpenListener => text.whole(&[], u64::from(read.open_listener)),
+        M::Operations | M::OperationsUnderWay | M::Pending | M::CaughtUp => {
+            administration(metric, &read.administration, text);
+        }
         M::Connections | M::IdleNodeConnections | M::LoopLag | M::LoopLagMax | M::RingHighWater => {
             by_worker(metric, read, text);
         }
@@ -241,6 +250,21 @@ fn requests(metric: Metric, sums: &MeterSums, text: &mut Exposition) {
     };
     for (name, value) in named {
         text.whole(&[(label, name)], value);
+    }
+}
+
+fn administration(metric: Metric, sums: &TallySums, text: &mut Exposition) {
+    match metric {
+        Metric::Operations => {
+            for (kind, ended, count) in &sums.ended {
+                text.whole(&[("operation", kind.label()), ("result", ended.label())], *count);
+            }
+        }
+        Metric::CaughtUp => {
+            sums.caught_up.iter().for_each(|(how, count)| text.whole(&[("result", how.label())], *count));
+        }
+        Metric::Pending => text.whole(&[], sums.kept),
+        _ => text.whole(&[], sums.under_way),
     }
 }
 
@@ -360,6 +384,7 @@ mod tests {
             body_bytes: 0,
             ring_capacity: 64,
             open_listener: false,
+            administration: crate::fleet::fanout::tally::Tally::default().sums(),
         }
     }
 

@@ -188,6 +188,7 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         body_bytes: shared.body_bytes.load(Ordering::Relaxed),
         ring_capacity: shared.config.now().limits.ring as u64,
         open_listener: !shared.listen.ip().is_loopback() && shared.config.now().router_keys.is_empty(),
+        administration: shared.orders.tally().sums(),
     }
 }
 

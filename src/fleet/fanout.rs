@@ -17,6 +17,7 @@ pub mod pending;
 mod progress;
 mod push;
 mod short;
+pub mod tally;
 pub mod targets;
 
 use std::borrow::Cow;
@@ -36,6 +37,7 @@ use crate::dialect::{Family, name};
 use crate::fleet::Snapshot;
 use crate::fleet::fanout::ask::{Asked, Read, Verb};
 use crate::fleet::fanout::keeper::Keeper;
+use crate::fleet::fanout::tally::{Ended, Kind, Tally};
 use crate::fleet::fanout::targets::{Goals, NoGoal};
 use crate::fleet::report::Reports;
 use crate::sync::{Arc, spawn_local};
@@ -71,6 +73,22 @@ pub enum Call {
     Pending,
     /// Take one of them off the list.
     Cancel(u64),
+}
+
+impl Call {
+    /// What it counts as; looking at what is kept, and changing it, are no operations on models.
+    fn kind(&self) -> Option<Kind> {
+        Some(match self {
+            Self::Models(Verb::Pull) => Kind::Pull,
+            Self::Models(Verb::Push) => Kind::Push,
+            Self::Models(Verb::Create) => Kind::Create,
+            Self::Models(Verb::Copy) => Kind::Copy,
+            Self::Models(Verb::Delete) => Kind::Delete,
+            Self::BlobHead(_) => Kind::BlobHead,
+            Self::BlobPost { .. } => Kind::BlobPost,
+            Self::Pending | Self::Cancel(_) => return None,
+        })
+    }
 }
 
 /// A piece of an upload.
@@ -168,9 +186,12 @@ impl Reply {
 }
 
 impl Waiting {
-    fn answer(self, reply: Reply) {
+    /// Answers; what its status says of the operation.
+    fn answer(self, reply: Reply) -> Ended {
+        let ended = Ended::of_status(reply.status);
         // A client that has left wants no answer.
         let _ = self.reply.send(reply);
+        ended
     }
 }
 
@@ -178,13 +199,14 @@ impl Waiting {
 #[derive(Clone, Debug)]
 pub struct Orders {
     sender: flume::Sender<Order>,
+    tally: Arc<Tally>,
 }
 
 /// The two ends of the orders' channel.
 #[must_use]
 pub fn channel() -> (Orders, flume::Receiver<Order>) {
     let (sender, receiver) = flume::bounded(ORDERS_MAX);
-    (Orders { sender }, receiver)
+    (Orders { sender, tally: Arc::default() }, receiver)
 }
 
 impl Orders {
@@ -192,6 +214,12 @@ impl Orders {
     #[must_use]
     pub fn place(&self, order: Order) -> bool {
         self.sender.try_send(order).is_ok()
+    }
+
+    /// What came of them.
+    #[must_use]
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }
 
@@ -209,19 +237,27 @@ pub struct Desk {
     clock: Clock,
     reports: Reports,
     keeper: Keeper,
+    tally: Arc<Tally>,
     under_way: Cell<usize>,
 }
 
 impl Desk {
     /// Reads what an earlier process kept.
     #[must_use]
-    pub fn new(config: &InForce, snapshot: &Arc<ArcSwap<Snapshot>>, clock: &Clock, reports: Reports) -> Rc<Self> {
+    pub fn new(
+        config: &InForce,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        clock: &Clock,
+        reports: Reports,
+        tally: &Arc<Tally>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             config: config.clone(),
             snapshot: Arc::clone(snapshot),
             clock: clock.clone(),
             reports,
-            keeper: Keeper::load(config.now().data.join("pending.json")),
+            keeper: Keeper::load(config.now().data.join("pending.json"), Arc::clone(tally)),
+            tally: Arc::clone(tally),
             under_way: Cell::new(0),
         })
     }
@@ -238,12 +274,21 @@ impl Desk {
             let desk = Rc::clone(&self);
             spawn_local(async move {
                 let _done = Done(&desk.under_way);
-                desk.take(order).await;
+                desk.counted(order).await;
             });
         }
     }
 
-    async fn take(self: &Rc<Self>, order: Order) {
+    /// Carries an order out and counts what came of it.
+    async fn counted(self: &Rc<Self>, order: Order) {
+        let under_way = order.call.kind().map(|kind| self.tally.begin(kind));
+        let ended = self.take(order).await;
+        if let Some(under_way) = under_way {
+            under_way.ended(ended);
+        }
+    }
+
+    async fn take(self: &Rc<Self>, order: Order) -> Ended {
         let verb = match order.call {
             Call::Models(verb) => verb,
             Call::BlobHead(_) => return blobs::head(self, order).await,

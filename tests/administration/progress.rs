@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use herdgate::sim::{Ending, Fault, Harm};
+use herdgate::sync::Ordering;
 
 use crate::support::client::{self, Client, post as bytes};
 use crate::support::proxy::eventually;
@@ -135,6 +136,60 @@ async fn a_node_that_fails_is_named_and_the_others_go_on() {
     for part in [text, "no space left on device", "server busy", "(a)", "(b)", "(c)"] {
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_counts_as_held_until_its_order_has_ended() {
+    let (_herd, proxy) = fleet("", |_, spec| spec.pull_time = Duration::from_millis(300)).await;
+    let held = || proxy.shared().body_bytes.load(Ordering::Relaxed);
+    let body = r#"{"model":"new"}"#;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&bytes("/api/pull", body)).await;
+    client.begin().await.unwrap();
+    assert_eq!(held(), body.len() as u64, "the nodes are still to be sent it");
+    while client.chunk().await.is_some() {}
+    eventually("given back", || async { held() == 0 }).await;
+    // A client that leaves ends its order, and with it what it holds.
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&bytes("/api/pull", r#"{"model":"m"}"#)).await;
+    client.begin().await.unwrap();
+    drop(client);
+    eventually("given back", || async { held() == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_of_operations_is_counted() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    let value = async |series: &str| {
+        let text = client::get(proxy.address, "/metrics").await.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)).map(str::trim);
+        line.unwrap_or_else(|| panic!("no {series}")).parse::<u64>().unwrap()
+    };
+    let of = |operation: &str, result: &str| {
+        format!("herdgate_administration_total{{operation=\"{operation}\",result=\"{result}\"}}")
+    };
+    assert_eq!(post(&proxy, "/api/pull", r#"{"model":"new"}"#).await.status, 200);
+    assert_eq!(post(&proxy, "/api/pull", r#"{"model":"nope-nope"}"#).await.status, 200);
+    assert_eq!(post(&proxy, "/api/copy", r#"{"source":"nope","destination":"x"}"#).await.status, 404);
+    herd.nodes()[2].stop();
+    let down = || async { !proxy.shared().fleet.load().nodes[2].up };
+    proxy.until("c is down", down).await;
+    assert_eq!(crate::delete(&proxy, r#"{"model":"new"}"#).await.status, 200);
+    for (operation, result, count) in [
+        ("pull", "done", 1),
+        ("pull", "failed", 1),
+        ("pull", "partial", 0),
+        ("copy", "refused", 1),
+        ("delete", "partial", 1),
+    ] {
+        let series = of(operation, result);
+        eventually(&series, || async { value(&series).await == count }).await;
+    }
+    assert_eq!(value("herdgate_administration_under_way").await, 0);
+    assert_eq!(value("herdgate_pending_operations").await, 1);
+    herd.nodes()[2].restart();
+    eventually("caught up", || async { value("herdgate_pending_attempts_total{result=\"done\"}").await == 1 }).await;
+    eventually("nothing kept", || async { value("herdgate_pending_operations").await == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

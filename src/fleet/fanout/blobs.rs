@@ -11,6 +11,7 @@ use crate::dialect::texts::Refusal;
 use crate::fleet::fanout::ask::{bad_digest, is_digest};
 use crate::fleet::fanout::exchange::{Exchange, Fail, Framing};
 use crate::fleet::fanout::outcome::Outcome;
+use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{self, Goal};
 use crate::fleet::fanout::{Call, Desk, Order, PIECES_MAX, Piece, Reply, Waiting, progress};
 use crate::sync::{Arc, spawn_local};
@@ -23,8 +24,8 @@ const TAKE_WAIT: Duration = Duration::from_secs(60);
 const ANSWER_WAIT: Duration = Duration::from_secs(600);
 
 /// `HEAD /api/blobs/:digest`: 200 if every target that is up has it.
-pub(super) async fn head(desk: &Rc<Desk>, order: Order) {
-    let Call::BlobHead(digest) = &order.call else { return };
+pub(super) async fn head(desk: &Rc<Desk>, order: Order) -> Ended {
+    let Call::BlobHead(digest) = &order.call else { return Ended::Failed };
     if !is_digest(digest) {
         return order.client.answer(Reply::refusal(&bad_digest()));
     }
@@ -39,7 +40,7 @@ pub(super) async fn head(desk: &Rc<Desk>, order: Order) {
         let digest = digest.replacen("sha256-", "sha256:", 1);
         Reply::refusal(&Refusal::of(404, format!("blob {digest:?} not found")))
     };
-    order.client.answer(reply);
+    order.client.answer(reply)
 }
 
 /// By node: whether it has the blob; `None`: it could not be asked.
@@ -79,9 +80,9 @@ fn path(digest: &str) -> String {
 }
 
 /// `POST /api/blobs/:digest`: to every target that lacks it.
-pub(super) async fn post(desk: &Rc<Desk>, order: Order) {
+pub(super) async fn post(desk: &Rc<Desk>, order: Order) -> Ended {
     let Order { call, nodes, client, .. } = order;
-    let Call::BlobPost { digest, length, wanted, pieces } = call else { return };
+    let Call::BlobPost { digest, length, wanted, pieces } = call else { return Ended::Failed };
     if !is_digest(&digest) {
         return client.answer(Reply::refusal(&bad_digest()));
     }
@@ -105,15 +106,19 @@ pub(super) async fn post(desk: &Rc<Desk>, order: Order) {
     };
     tokio::select! {
         biased;
-        answer = uploaded => if let Some(answer) = answer {
-            let _ = reply.send(answer);
+        answer = uploaded => match answer {
+            Some((answer, ended)) => {
+                let _ = reply.send(answer);
+                ended
+            }
+            None => Ended::ClientGone,
         },
         // Whatever is under way to a node ends with its pieces.
-        () = present.closed() => {}
+        () = present.closed() => Ended::ClientGone,
     }
 }
 
-fn verdict(mut outcome: Outcome, lacks: &[&Goal], results: Vec<Result<u16, Fail>>) -> Reply {
+fn verdict(mut outcome: Outcome, lacks: &[&Goal], results: Vec<Result<u16, Fail>>) -> (Reply, Ended) {
     let mut status = 200;
     let mut failures = Vec::new();
     for (goal, result) in lacks.iter().zip(results) {
@@ -130,9 +135,15 @@ fn verdict(mut outcome: Outcome, lacks: &[&Goal], results: Vec<Result<u16, Fail>
         }
     }
     if outcome.done.is_empty() {
-        return progress::refusal(&failures);
+        let reply = progress::refusal(&failures);
+        let ended = Ended::of_status(reply.status);
+        return (reply, ended);
     }
-    if outcome.is_full() { Reply::empty(status) } else { Reply::json(status, &outcome.success()) }
+    if outcome.is_full() {
+        (Reply::empty(status), Ended::Done)
+    } else {
+        (Reply::json(status, &outcome.success()), Ended::Partial)
+    }
 }
 
 /// Sends the pieces to all of them; by node, the status or what failed. `None`: the client did not send it all.

@@ -14,6 +14,7 @@ use crate::fleet::fanout::ask::Verb;
 use crate::fleet::fanout::exchange::{Exchange, Fail};
 use crate::fleet::fanout::pending::{Entry, Operation};
 use crate::fleet::fanout::progress;
+use crate::fleet::fanout::tally::CaughtUp;
 use crate::fleet::fetch::{Ask, Client};
 use crate::fleet::{NodeView, Target, inventory};
 use crate::sync::{Arc, spawn_local};
@@ -47,9 +48,18 @@ pub(super) async fn run(desk: Rc<Desk>) {
     }
 }
 
+fn how(result: &Result<bool, String>) -> CaughtUp {
+    match result {
+        Ok(true) => CaughtUp::Done,
+        Ok(false) => CaughtUp::Void,
+        Err(_) => CaughtUp::Failed,
+    }
+}
+
 async fn attempt(desk: Rc<Desk>, entry: Entry, node: Arc<NodeView>) {
     let result = carry_out(&desk, &entry, &node.target).await;
     let (id, name, model) = (entry.id, &*node.name, &entry.model);
+    desk.tally.caught_up(how(&result), 1);
     match &result {
         Ok(true) => tracing::info!(node = name, model, operation = ?entry.operation, id, "caught up"),
         Ok(false) => tracing::warn!(

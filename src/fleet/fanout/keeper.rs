@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use crate::fleet::fanout::pending::{Entry, Pending};
-use crate::sync::spawn_thread;
+use crate::fleet::fanout::tally::{CaughtUp, Tally};
+use crate::sync::{Arc, spawn_thread};
 
 /// The form of the file; another number is not read.
 const FORM: u32 = 1;
@@ -37,6 +38,7 @@ pub(super) struct Keeper {
     /// Attempts under way, by entry: the node, and how to end it.
     running: RefCell<HashMap<u64, (String, AbortHandle)>>,
     path: PathBuf,
+    tally: Arc<Tally>,
     /// Holds one token: who has it may write.
     turn: (flume::Sender<()>, flume::Receiver<()>),
     /// The file is older than the list.
@@ -47,7 +49,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Reads the file; what is wrong with it is logged, and nothing is pending then.
-    pub(super) fn load(path: PathBuf) -> Self {
+    pub(super) fn load(path: PathBuf, tally: Arc<Tally>) -> Self {
         let pending = match read(&path) {
             Ok(stored) if stored.form == FORM => stored.pending,
             Ok(stored) => {
@@ -62,7 +64,9 @@ impl Keeper {
         };
         let (turn, kick) = (flume::bounded(1), flume::bounded(1));
         let _ = turn.0.try_send(());
-        Self { pending: RefCell::new(pending), running: RefCell::default(), path, turn, stale: Cell::new(false), kick }
+        tally.keep(pending.entries().len());
+        let (pending, running) = (RefCell::new(pending), RefCell::default());
+        Self { pending, running, path, tally, turn, stale: Cell::new(false), kick }
     }
 
     /// Adds entries and stores them; those that found a place, by node.
@@ -133,6 +137,7 @@ impl Keeper {
         let expired = self.pending.borrow_mut().expire(unix_ms);
         if !expired.is_empty() {
             tracing::warn!(count = expired.len(), "pending operations expired");
+            self.tally.caught_up(CaughtUp::Expired, expired.len());
             self.stop(expired);
             self.store().await;
         }
@@ -182,6 +187,7 @@ impl Keeper {
 
     /// Writes the list as it is now; what goes wrong is logged, and the list stays in memory until a later attempt.
     pub(super) async fn store(&self) {
+        self.tally.keep(self.pending.borrow().entries().len());
         match tokio::time::timeout(DISK_WAIT, self.write()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(path = %self.path.display(), %error, "pending operations are not stored"),
@@ -255,18 +261,18 @@ mod tests {
     async fn what_was_kept_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pending.json");
-        let keeper = Keeper::load(path.clone());
+        let keeper = Keeper::load(path.clone(), Arc::default());
         assert_eq!(keeper.add(vec![entry("a"), entry("b")]).await, ["a", "b"]);
         assert_eq!(keeper.cancel(1).await.unwrap().node, "a");
         assert!(keeper.cancel(1).await.is_none());
         drop(keeper);
-        let keeper = Keeper::load(path.clone());
+        let keeper = Keeper::load(path.clone(), Arc::default());
         let pending = keeper.pending.borrow().clone();
         assert_eq!(pending.entries(), [Entry { id: 2, ..entry("b") }]);
         assert_eq!(pending.entries()[0].operation, Operation::Delete);
         assert!(keeper.due(2, |_| true).await.is_empty(), "expired meanwhile");
         drop(keeper);
-        assert!(Keeper::load(path).pending.borrow().entries().is_empty());
+        assert!(Keeper::load(path, Arc::default()).pending.borrow().entries().is_empty());
     }
 
     #[tokio::test]
@@ -274,8 +280,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pending.json");
         std::fs::write(&path, "{\"form\":1,").unwrap();
-        assert!(Keeper::load(path).pending.borrow().entries().is_empty());
-        let keeper = Keeper::load(folder.path().join("none").join("pending.json"));
+        assert!(Keeper::load(path, Arc::default()).pending.borrow().entries().is_empty());
+        let keeper = Keeper::load(folder.path().join("none").join("pending.json"), Arc::default());
         assert_eq!(keeper.add(vec![entry("a")]).await, ["a"]);
         assert_eq!(keeper.listed()["pending"][0]["expires_at"], "1970-01-01T00:00:00.002Z");
     }

@@ -19,6 +19,7 @@ use crate::fleet::fanout::exchange::{Exchange, Fail};
 use crate::fleet::fanout::merge::{Line, Merge};
 use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::pending::{Entry, Operation};
+use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
 use crate::fleet::fanout::{Desk, LINES_MAX, Order, Reply, STAY_MS, Task, Waiting, blobs, line};
 use crate::ids::NodeId;
@@ -60,7 +61,7 @@ struct Run {
 }
 
 /// Runs a pull or a create to its end.
-pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goals) {
+pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goals) -> Ended {
     let explicit = order.nodes.is_some();
     let Order { body, client, .. } = order;
     let Waiting { reply, mut present } = client;
@@ -85,16 +86,17 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goal
             run.leave_out_who_lacks_blobs().await;
         }
         run.work(&mut reply).await;
-        run.verdict(&mut reply).await;
+        run.verdict(&mut reply).await
     };
     tokio::select! {
         biased;
-        () = worked => return,
+        ended = worked => return ended,
         () = present.closed() => {}
     }
     tracing::info!(model = run.asked.model, operation = run.asked.verb.word(), "the client left: cancelled");
     tokio::time::sleep(Duration::from_millis(STAY_MS)).await;
     drop(run);
+    Ended::ClientGone
 }
 
 impl Run {
@@ -198,7 +200,7 @@ impl Run {
     }
 
     /// All have ended: what came of it, what is kept, the last line.
-    async fn verdict(&mut self, reply: &mut Option<tokio::sync::oneshot::Sender<Reply>>) {
+    async fn verdict(&mut self, reply: &mut Option<tokio::sync::oneshot::Sender<Reply>>) -> Ended {
         let (outcome, failures) = self.settle().await;
         tracing::info!(
             model = self.asked.model,
@@ -210,6 +212,11 @@ impl Run {
             "models administered"
         );
         let succeeded = !outcome.done.is_empty();
+        let ended = match succeeded {
+            true if outcome.is_full() => Ended::Done,
+            true => Ended::Partial,
+            false => Ended::of_status(refusal(&failures).status),
+        };
         let said = failures.iter().any(|(_, fail)| matches!(fail, Fail::Said(_)));
         if self.asked.stream && (succeeded || said) {
             self.begin(reply).await;
@@ -224,10 +231,12 @@ impl Run {
             }
             let last = if succeeded { line(&outcome.success()) } else { error_line(&failures) };
             let _ = lines.send_async(last).await;
-            return;
+            return ended;
         }
-        let Some(reply) = reply.take() else { return };
-        let _ = reply.send(if succeeded { Reply::json(200, &outcome.success()) } else { refusal(&failures) });
+        if let Some(reply) = reply.take() {
+            let _ = reply.send(if succeeded { Reply::json(200, &outcome.success()) } else { refusal(&failures) });
+        }
+        ended
     }
 
     /// Keeps what nodes have missed, and waits until the gate knows what those have that did not.

@@ -12,8 +12,9 @@ use crate::dialect::texts::Refusal;
 use crate::fleet::fanout::ask::{Asked, Verb};
 use crate::fleet::fanout::exchange::{Exchange, Fail};
 use crate::fleet::fanout::outcome::{Outcome, words};
+use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
-use crate::fleet::fanout::{Desk, Order, Reply, progress};
+use crate::fleet::fanout::{Body, Desk, Order, Reply, progress};
 use crate::ids::NodeId;
 use crate::sync::{Arc, spawn_local};
 
@@ -21,7 +22,7 @@ use crate::sync::{Arc, spawn_local};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a copy or a delete to its end.
-pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goals) {
+pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goals) -> Ended {
     let key = Desk::changed_key(asked);
     if asked.verb == Verb::Delete && order.nodes.is_none() {
         // Also where it is not yet: a pull that is kept for a node must not bring the model back.
@@ -30,8 +31,12 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goa
         desk.keeper.settled(goals.up.iter().map(|goal| &*goal.name), &key).await;
     }
     let results = everywhere(&goals.up, asked.verb, &order.body).await;
+    let some = results.iter().any(Result::is_ok);
     let reply = verdict(desk, asked, &goals, results).await;
-    order.client.answer(reply);
+    // Anything but Ollama's own empty answer says who is left without.
+    let is_full = reply.status == 200 && matches!(&reply.body, Body::Whole(bytes) if bytes.is_empty());
+    let ended = order.client.answer(reply);
+    if some && !is_full { Ended::Partial } else { ended }
 }
 
 /// Asks all nodes at once; their results in order.
