@@ -110,9 +110,12 @@ pub(crate) fn run(flags: &Flags, built: PathBuf) -> anyhow::Result<()> {
     shown.files.1 = stage.files();
     stage.account(&mut shown)?;
     print!("{}", shown.table());
-    let found = shown.faults_found();
-    ensure!(found.is_empty(), "it does not hold: {}", found.join("; "));
-    Ok(())
+    if shown.faults_found().is_empty() {
+        return Ok(());
+    }
+    let kept = std::env::temp_dir().join(format!("herdgate-chaos-{}.log", flags.seed));
+    std::fs::write(&kept, stage.log())?;
+    bail!("it does not hold; the proxy's log is in {}", kept.display())
 }
 
 impl Stage {
@@ -297,6 +300,7 @@ impl Stage {
         shown.in_flight = metrics.sum("herdgate_in_flight", &[]);
         shown.panics = metrics.sum("herdgate_handler_panics_total", &[]);
         shown.retries = metrics.sum("herdgate_retries_total", &[]);
+        shown.retries_refused = metrics.sum("herdgate_retries_refused_total", &[]);
         ensure!(self.proxy.stop(PATIENCE), "the proxy does not end:\n{}", self.log());
         self.proxy = serve(&self.program, self.dir.path())?;
         self.until_ready()?;
@@ -390,8 +394,8 @@ fn configuration(port: u16, urls: &[String], dir: &Path) -> String {
         urls.iter().enumerate().map(|(at, url)| format!("  - {{ url: {url}, name: node-{} }}\n", at + 1)).collect();
     format!(
         "listen: 127.0.0.1:{port}\ndata: {}\nworkers: 2\nnodes:\n{nodes}\
-         health: {{ probe: 300ms, probe_timeout: 1s, backoff_max: 600ms, ps: 500ms, tags: 500ms }}\n\
-         timeouts: {{ stream_idle: 3s, suspect_after: 2s }}\nlog: {{ level: warn, access: 'off' }}\n",
+         health: {{ probe: 300ms, probe_timeout: 5s, backoff_max: 600ms, ps: 500ms, tags: 500ms }}\n\
+         timeouts: {{ stream_idle: 3s, suspect_after: 4s }}\nlog: {{ level: info, access: errors }}\n",
         serde_json::json!(dir.join("data"))
     )
 }

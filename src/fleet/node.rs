@@ -170,6 +170,8 @@ pub struct Node {
     inventory_hash: Option<u64>,
     /// Its sick copies, as of the last look.
     pub sick: Arc<[Symptom]>,
+    /// When those were told to have changed.
+    pub sick_told: Option<Millis>,
     /// It came back with less than half of its models: how many it had, how many it has.
     pub shrunk: Option<(usize, usize)>,
     /// When models were last changed on it through us: what is missing then was deleted, not lost.
@@ -235,6 +237,7 @@ impl Node {
             inventory: Arc::default(),
             inventory_hash: None,
             sick: Arc::default(),
+            sick_told: None,
             shrunk: None,
             changed_at: None,
             lost: HashMap::new(),

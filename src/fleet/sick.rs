@@ -11,6 +11,7 @@ use std::fmt;
 use crate::clock::Millis;
 use crate::config::Degrade;
 use crate::fleet::facts::{Facts, place};
+use crate::fleet::health::LOG_EVERY_MS;
 use crate::fleet::node::Now;
 use crate::ids::{ModelId, NodeId};
 use crate::sync::Arc;
@@ -126,6 +127,16 @@ pub fn diagnose(
     found
 }
 
+/// All of it in one line; a node may be sick with hundreds of models.
+fn listed(symptoms: &[Symptom]) -> String {
+    const SHOWN: usize = 5;
+    let mut words: Vec<String> = symptoms.iter().take(SHOWN).map(|one| format!("{}: {}", one.name, one.ill)).collect();
+    if symptoms.len() > SHOWN {
+        words.push(format!("and {} more", symptoms.len() - SHOWN));
+    }
+    words.join("; ")
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a speed that is right to fifteen digits will do")]
 fn per_second(speed: &Speed) -> f64 {
     speed.tokens as f64 * 1e9 / speed.eval_ns.max(1) as f64
@@ -156,23 +167,28 @@ impl Facts {
             let own = found.iter().filter(|(node, ..)| *node == id);
             let symptoms: Vec<Symptom> =
                 own.map(|&(_, model, ill)| Symptom { model, name: self.cells.display(model), ill }).collect();
-            self.settle_sick(at, symptoms);
+            self.settle_sick(at, symptoms, now);
         }
     }
 
-    fn settle_sick(&mut self, at: usize, symptoms: Vec<Symptom>) {
+    /// Takes what was found of one node, if that is news and the last news is not too fresh: one line in a while.
+    fn settle_sick(&mut self, at: usize, symptoms: Vec<Symptom>, now: Now) {
         let node = &mut self.nodes[at];
         let known = |list: &[Symptom], one: &Symptom| list.iter().any(|other| other.is_same(one));
-        let fresh: Vec<&Symptom> = symptoms.iter().filter(|one| !known(&node.sick, one)).collect();
-        let over: Vec<&Symptom> = node.sick.iter().filter(|one| !known(&symptoms, one)).collect();
-        if fresh.is_empty() && over.is_empty() {
+        let fresh = symptoms.iter().any(|one| !known(&node.sick, one));
+        let over = node.sick.iter().any(|one| !known(&symptoms, one));
+        if !fresh && !over {
             return;
         }
-        for one in fresh {
-            tracing::warn!(node = %node.name, model = %one.name, ill = %one.ill, "node is sick");
+        if node.sick_told.is_some_and(|at| now.ms.saturating_sub(at) < LOG_EVERY_MS) {
+            // Whatever goes to and fro is looked at again then.
+            return;
         }
-        for one in over {
-            tracing::info!(node = %node.name, model = %one.name, was = one.ill.label(), "node is well again");
+        node.sick_told = Some(now.ms);
+        if symptoms.is_empty() {
+            tracing::info!(node = %node.name, "node is well again");
+        } else {
+            tracing::warn!(node = %node.name, ills = listed(&symptoms), "node is sick");
         }
         node.sick = symptoms.into();
         self.dirty.now = true;

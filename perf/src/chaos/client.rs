@@ -10,9 +10,9 @@ use crate::http::Answers;
 /// Models that every node has.
 pub(crate) const MODELS: [&str; 3] = ["chaos-a", "chaos-b", "chaos-c"];
 /// A client waits so long for a first byte; then it has waited in vain.
-const PATIENCE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Nothing takes longer than this in all.
-const WHOLE: Duration = Duration::from_secs(30);
+const WHOLE: Duration = Duration::from_secs(60);
 
 /// What a client is about to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +35,8 @@ pub(crate) enum Seen {
     Left,
     /// No byte came for as long as it waited.
     InVain,
+    /// 503 with `Retry-After`, and when to come back.
+    ComeBack,
     /// Anything else.
     Error(String),
 }
@@ -45,8 +47,9 @@ impl Errand {
         let model = MODELS[usize::try_from(dice.below(MODELS.len() as u64)).unwrap_or(0)];
         let streamed = dice.below(3) != 0;
         let leaves = streamed && dice.below(25) == 0;
-        // Who leaves does so early in an answer that is far from its end: whether it was whole is not a matter of luck.
-        let tokens = if leaves { 400 } else { 5 + dice.below(40) };
+        // Who leaves does so early in an answer that would take a minute: however busy the machine is, the node cannot have
+        // sent all of it, and counted it as sent, before the proxy hears of the leave.
+        let tokens = if leaves { 20_000 } else { 5 + dice.below(40) };
         let sim =
             format!(r#""sim":{{"tokens":{tokens},"prompt":{},"pace_ms":{}}}"#, 5 + dice.below(60), 2 + dice.below(5));
         let (path, rest) = match dice.below(4) {
@@ -79,7 +82,7 @@ impl Errand {
         stream.write_all([head.as_bytes(), self.body.as_bytes()].concat().as_slice()).map_err(failed("send"))?;
         let began = Instant::now();
         let (mut answers, mut body, mut buffer) = (Answers::new(), Vec::new(), vec![0; 16 * 1024]);
-        let mut any = false;
+        let (mut any, mut head) = (false, Vec::new());
         loop {
             let limit = if any { WHOLE } else { PATIENCE };
             let Some(left) = limit.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) else {
@@ -99,10 +102,13 @@ impl Errand {
                     Err("closed unanswered".to_owned())
                 };
             }
-            any = true;
+            if !std::mem::replace(&mut any, true) {
+                head = buffer[..read].to_ascii_lowercase();
+            }
             let (_, whole) = answers.feed(&buffer[..read], &mut |bytes| body.extend_from_slice(bytes))?;
             if whole {
-                return Ok(self.judge(answers.status(), &body));
+                let comes_back = memchr::memmem::find(&head, b"retry-after").is_some();
+                return Ok(self.judge(answers.status(), comes_back, &body));
             }
             if self.leaves_after.is_some_and(|bytes| body.len() >= bytes) && answers.status() == 200 {
                 return Ok(Seen::Left);
@@ -118,8 +124,11 @@ impl Errand {
         Seen::Error(format!("{}: {} breaks off ({why}) after {}", self.path, answers.status(), tail(body)))
     }
 
-    fn judge(&self, status: u16, body: &[u8]) -> Seen {
+    fn judge(&self, status: u16, comes_back: bool, body: &[u8]) -> Seen {
         let text = String::from_utf8_lossy(body);
+        if status == 503 && comes_back {
+            return Seen::ComeBack;
+        }
         if status != 200 {
             return Seen::Error(format!("{}: {status} {}", self.path, tail(body)));
         }
@@ -163,14 +172,15 @@ mod tests {
     #[test]
     fn answers_are_judged_by_their_ends() {
         let native = errand("/api/chat", true);
-        assert_eq!(native.judge(200, b"{\"done\":false}\n{\"done\":true}\n"), Seen::Whole);
-        assert_eq!(native.judge(200, b"{\"done\":false}\n{\"error\":\"lost\"}\n"), Seen::Lost);
-        assert!(matches!(native.judge(200, b"{\"done\":false}\n"), Seen::Error(_)));
-        assert!(matches!(native.judge(503, b"{\"error\":\"busy\"}"), Seen::Error(_)));
+        assert_eq!(native.judge(200, false, b"{\"done\":false}\n{\"done\":true}\n"), Seen::Whole);
+        assert_eq!(native.judge(200, false, b"{\"done\":false}\n{\"error\":\"lost\"}\n"), Seen::Lost);
+        assert!(matches!(native.judge(200, false, b"{\"done\":false}\n"), Seen::Error(_)));
+        assert!(matches!(native.judge(503, false, b"{\"error\":\"busy\"}"), Seen::Error(_)));
+        assert_eq!(native.judge(503, true, b"{\"error\":\"busy\"}"), Seen::ComeBack);
         let events = errand("/v1/chat/completions", true);
-        assert_eq!(events.judge(200, b"data: {}\n\ndata: [DONE]\n\n"), Seen::Whole);
-        assert_eq!(events.judge(200, b"data: {}\n\ndata: {\"error\":{}}\n\n"), Seen::Lost);
-        assert_eq!(errand("/v1/chat/completions", false).judge(200, b"{\"usage\":{}}"), Seen::Whole);
+        assert_eq!(events.judge(200, false, b"data: {}\n\ndata: [DONE]\n\n"), Seen::Whole);
+        assert_eq!(events.judge(200, false, b"data: {}\n\ndata: {\"error\":{}}\n\n"), Seen::Lost);
+        assert_eq!(errand("/v1/chat/completions", false).judge(200, false, b"{\"usage\":{}}"), Seen::Whole);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Clients {
     pub(crate) lost: u64,
     pub(crate) left: u64,
     pub(crate) in_vain: u64,
+    /// Told to come back, with 503 and `Retry-After`.
+    pub(crate) come_back: u64,
     pub(crate) errors: u64,
     /// Arrivals that no client was free for at their time.
     pub(crate) late: u64,
@@ -34,12 +36,20 @@ impl Clients {
             Seen::Lost => self.lost += 1,
             Seen::Left => self.left += 1,
             Seen::InVain => self.in_vain += 1,
+            Seen::ComeBack => {
+                self.come_back += 1;
+                self.sample(format!("{at_s:.1} s: 503, come back"));
+            }
             Seen::Error(why) => {
                 self.errors += 1;
-                if self.samples.len() < SHOWN {
-                    self.samples.push(format!("{at_s:.1} s: {why}"));
-                }
+                self.sample(format!("{at_s:.1} s: {why}"));
             }
+        }
+    }
+
+    fn sample(&mut self, what: String) {
+        if self.samples.len() < SHOWN {
+            self.samples.push(what);
         }
     }
 }
@@ -71,6 +81,8 @@ pub(crate) struct Shown {
     pub(crate) sockets_lost: u64,
     pub(crate) panics: u64,
     pub(crate) retries: u64,
+    /// Retries that the budget did not allow.
+    pub(crate) retries_refused: u64,
     /// Resident memory of the proxy, one sample a second, bytes.
     pub(crate) memory: Vec<u64>,
     pub(crate) files: (usize, usize),
@@ -98,6 +110,8 @@ impl Shown {
         let clients = &self.clients;
         check(clients.asked > 0, "nobody asked".to_owned());
         check(clients.errors == 0, format!("{} client errors", clients.errors));
+        let (back, spent) = (clients.come_back, self.retries_refused);
+        check(back <= spent, format!("{back} told to come back, though the budget of retries was spent {spent} times"));
         let most = self.in_vain_max();
         check(clients.in_vain <= most, format!("{} waited in vain, {most} at most", clients.in_vain));
         for (node, proxy, own) in &self.nodes {
@@ -133,13 +147,14 @@ impl Shown {
             "clients",
             format!(
                 "{} asked: {} whole, {} lost after the first byte and told, {} left, {} waited in vain for a node that hangs \
-                 (at most {}), {} errors; {} began late",
+                 (at most {}), {} told to come back, {} errors; {} began late",
                 c.asked,
                 c.whole,
                 c.lost,
                 c.left,
                 c.in_vain,
                 self.in_vain_max(),
+                c.come_back,
                 c.errors,
                 c.late
             ),
@@ -153,7 +168,7 @@ impl Shown {
             let names: Vec<&str> = self.without.iter().map(|kind| kind.label()).collect();
             row("without", format!("{} (this proxy has no such route)", names.join(", ")));
         }
-        row("retries", self.retries.to_string());
+        row("retries", format!("{}; {} not made because the budget was spent", self.retries, self.retries_refused));
         for (node, proxy, own) in &self.nodes {
             let same = if proxy == own { "=" } else { "is NOT" };
             row(
@@ -247,7 +262,8 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let spoil: [fn(&mut Shown); 9] = [
+        let spoil: [fn(&mut Shown); 10] = [
+            |s| s.clients.count(1.0, Seen::ComeBack),
             |s| s.clients.count(1.0, Seen::Error("x".to_owned())),
             |s| (0..3).for_each(|_| s.clients.count(1.0, Seen::InVain)),
             |s| s.nodes[0].1.output += 1,

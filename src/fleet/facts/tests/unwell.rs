@@ -92,6 +92,8 @@ fn a_sick_copy_is_told_and_demoted_until_it_is_well() {
         assert_eq!(herd.last().generation, generation, "the same again is no news");
         herd.facts.learn_speeds(speeds(39, herd.now.ms));
         herd.run(2_000);
+        assert_eq!(told(&herd), [0, 0, 1], "not every second something else");
+        herd.run(5_000);
         assert_eq!((told(&herd), last(&herd, "m:latest")), (vec![0; 3], vec![false; 3]));
     }
 }
