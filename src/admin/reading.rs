@@ -74,7 +74,8 @@ impl NodeReading {
 /// Kinds of sickness, as metrics name them.
 pub(crate) const SICK: [&str; 4] = ["slow", "spilled", "silent", "inventory_shrunk"];
 
-fn sick(node: &NodeView) -> Vec<(&'static str, String)> {
+/// What is wrong with a node though it serves: the kind, and in words.
+pub(crate) fn sick(node: &NodeView) -> Vec<(&'static str, String)> {
     let copies = node.sick.iter().map(|one| (one.ill.label(), format!("{}: {}", one.name, one.ill)));
     let silent =
         node.suspect.then(|| ("silent", "silent: requests on it wait in vain, it gets no new ones".to_owned()));

@@ -108,6 +108,7 @@ fn node_entry(snapshot: &Snapshot, node: &NodeView, now: u64) -> Value {
         "state": state(node),
         "draining": node.draining,
         "cause": &*node.cause,
+        "sick": reading::sick(node).into_iter().map(|(_, words)| words).collect::<Vec<_>>(),
         "for_ms": now.saturating_sub(node.since),
         "version": node.version.as_deref(),
         "in_flight": in_flight,

@@ -161,7 +161,9 @@ impl Facts {
             let symptoms = place(node).and_then(|at| self.nodes.get(at)).map_or(&[][..], |node| &node.sick);
             symptoms.iter().any(|known| known.model == model && matches!(known.ill, Ill::Slow { .. }))
         };
-        let found = diagnose(&self.speeds, &shares, slow_before, now.ms);
+        let is_there = |node: NodeId| place(node).and_then(|at| self.nodes.get(at)).is_some_and(|node| !node.removed);
+        let speeds: Vec<Speed> = self.speeds.iter().filter(|speed| is_there(speed.node)).copied().collect();
+        let found = diagnose(&speeds, &shares, slow_before, now.ms);
         for at in 0..self.nodes.len() {
             let id = self.nodes[at].id;
             let own = found.iter().filter(|(node, ..)| *node == id);

@@ -32,6 +32,14 @@
 //! | SIGTERM, streams to the drain deadline | tests/process.rs | i11_streams_run_to_the_drain_deadline_and_then_end_in_words |
 //! | second SIGTERM | tests/process.rs | i11_a_second_sigterm_ends_at_once_in_words |
 //! | SIGKILL loses at most a tick | tests/process.rs | i11_sigkill_in_mid_load_loses_at_most_what_was_not_written_and_the_store_opens |
+//! | reload with a typo | tests/operate/reload.rs | a_reload_with_a_typo_keeps_the_old_configuration_and_tells_every_mistake |
+//! | SIGHUP | tests/process.rs | sighup_reloads_and_a_typo_changes_nothing_but_the_log |
+//! | key rotation | tests/operate/reload.rs | router_keys_rotate_under_load_without_a_dropped_request |
+//! | a node's key rotates | tests/operate/nodes.rs | an_api_key_of_a_node_rotates_with_the_next_request |
+//! | DNS name that changes, resolver that fails | tests/operate/nodes.rs | a_dns_name_that_changes_is_followed_and_a_resolver_that_fails_changes_nothing |
+//! | IPv6 | tests/operate/nodes.rs | ipv6_nodes_and_clients_are_served_and_one_listener_takes_both_families |
+//! | nodes added and removed under streams | tests/operate/nodes.rs | nodes_are_added_and_removed_under_streams |
+//! | a rolling upgrade | tests/operate/drain.rs | nodes_are_upgraded_in_turn_and_no_client_notices |
 //! | connection bound reached: probes still answer | tests/proxy/bounds.rs | i8_the_last_connections_are_kept_for_probes |
 //! | out of files | tests/process.rs | i8_out_of_files_it_waits_without_spinning_and_says_so_and_recovers |
 

@@ -56,6 +56,12 @@ async fn a_slow_node_is_named_and_where_so_configured_the_last_choice() {
         assert!(metrics.contains(&line), "{metrics}");
         let config = client::get(proxy.address, "/api/config").await.text();
         assert!(config.contains("where the fleet's median is 100.0"), "{config}");
+        let status = client::get(proxy.address, "/herdgate/status").await.json();
+        let words = status["nodes"][2]["sick"][0].as_str().unwrap_or_default();
+        assert!(
+            words.starts_with("m:latest: slow: 22.2") && status["nodes"][0]["sick"] == serde_json::json!([]),
+            "{status}"
+        );
         let untaken = |at: usize| nodes[at].untaken();
         let before = [untaken(0), untaken(1), untaken(2)];
         for _ in 0..30 {
