@@ -28,6 +28,7 @@ mod listing;
 mod monitor;
 mod operator;
 mod own;
+mod query_form;
 pub mod routes;
 
 use std::pin::{Pin, pin};
@@ -39,6 +40,7 @@ use tokio::net::TcpStream;
 
 use crate::dialect::Family;
 use crate::front::checks::{Admitted, Asking, Work};
+use crate::front::query_form::QueryForm;
 use crate::proxy::answer::{self, OutBody};
 use crate::proxy::body::BodySource;
 use crate::proxy::local::{Client, Local};
@@ -100,6 +102,9 @@ async fn handled(
 ) -> Response<OutBody> {
     let key = admitted.key;
     let inbound = || asking.inbound(&client.local);
+    // A request with a body, as nearly all are, costs nothing here.
+    let mut form = if source.is_end() { QueryForm::of(asking.path, asking.query) } else { None };
+    let source = form.as_mut().map_or(source, |form| form as &mut dyn BodySource);
     match admitted.work {
         Work::Proxy(route) => crate::proxy::handle(client, route, inbound(), source, key).await,
         Work::Identity => crate::proxy::identity(client, inbound(), source, key).await,
