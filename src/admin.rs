@@ -22,7 +22,7 @@ pub use flamegraph::flamegraph;
 pub use health::{health, live, ready};
 pub use metrics::metrics;
 pub(crate) use monitor::parameter;
-pub use monitor::{aggregate, config, ps_details, stats, token_counts, usage, usage_state, usage_stream};
+pub use monitor::{aggregate, config, import, ps_details, stats, token_counts, usage, usage_state, usage_stream};
 pub(crate) use reading::pairs;
 pub use status::status;
 

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A configured node, dense from zero in configuration order. [`NodeId::NONE`] stands for "no node was reached".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NodeId(pub u32);
@@ -44,7 +46,7 @@ pub struct WorkerId(pub usize);
 pub struct CellId(pub u32);
 
 /// A UTC minute: Unix seconds divided by 60, floored.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct UnixMinute(pub u32);
 
 impl UnixMinute {
@@ -68,7 +70,7 @@ impl UnixMinute {
 }
 
 /// A UTC day: days since 1970-01-01.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 pub struct UnixDay(pub u32);
 
 impl fmt::Display for NodeId {

@@ -3,18 +3,21 @@
 //! The only exit codes: 0 drained or done, 1 other, 64 flags or configuration, 69 port taken or nobody there, 75 store held,
 //! 77 no right to.
 
+use std::io::stdout;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use herdgate::clock::Clock;
 use herdgate::config::{self, Config, Flags, LogFormat, UsageInjection};
 use herdgate::control::operator::LogLevel;
 use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, Start, StartError};
+use herdgate::import::{self, ImportArgs, ImportError};
 use herdgate::operator::{Command as Order, Origin};
+use herdgate::package::{self, CompletionsArgs, ManArgs, PackageArgs, PackageError};
 use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
 use herdgate::sim::{self, SimArgs};
 use herdgate::usage::ledger::LedgerError;
@@ -71,6 +74,14 @@ enum Command {
     Reload(ReloadArgs),
     /// Report every mistake in a configuration at once; exit 64 if there is any
     Check(CheckArgs),
+    /// Take over what nomyo-router counted, from its token_counts.db; may be run again, and adds nothing twice
+    Import(ImportArgs),
+    /// Print what is needed around the binary: a systemd unit, a Dockerfile, Kubernetes manifests, a configuration
+    Package(PackageArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Print a man page
+    Man(ManArgs),
 }
 
 #[derive(Args)]
@@ -126,6 +137,10 @@ fn main() -> ExitCode {
         Command::Drain(args) => Ok(told(remote::drain(&args))),
         Command::Undrain(args) => Ok(told(remote::undrain(&args))),
         Command::Reload(args) => Ok(told(remote::reload(&args))),
+        Command::Import(args) => import(&args),
+        Command::Package(args) => printed(package::print(&args, &mut stdout())),
+        Command::Completions(args) => printed(package::completions(&args, Cli::command(), &mut stdout())),
+        Command::Man(args) => printed(package::man(&args, Cli::command(), &mut stdout())),
     };
     done.unwrap_or_else(|error| {
         eprintln!("herdgate: {error:#}");
@@ -192,6 +207,43 @@ fn check(args: &CheckArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         None => ExitCode::from(EXIT_CONFIG),
+    }
+}
+
+/// A reader that has seen enough (`herdgate man | head`) is no failure.
+fn printed(done: Result<(), PackageError>) -> anyhow::Result<ExitCode> {
+    match done {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(PackageError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(error @ PackageError::NoCommand(_)) => {
+            eprintln!("herdgate: {error}");
+            Ok(ExitCode::from(EXIT_CONFIG))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
+    let flags = Flags { data: args.data.clone(), lenient: args.lenient, ..Flags::default() };
+    let Some(config) = configuration(&origin(args.config.clone(), flags)) else {
+        return Ok(ExitCode::from(EXIT_CONFIG));
+    };
+    let done = import::run(args, &config, &Clock::system()).and_then(|outcome| {
+        print!("{}", outcome.summary);
+        outcome.error.map_or(Ok(()), Err)
+    });
+    match done {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ (ImportError::Busy { .. } | ImportError::Ledger(LedgerError::Held { .. }))) => {
+            eprintln!("herdgate: {error}");
+            if matches!(error, ImportError::Ledger(_)) {
+                eprintln!(
+                    "herdgate: nobody listens where the configuration says; --config names that of the proxy which holds it"
+                );
+            }
+            Ok(ExitCode::from(EXIT_HELD))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

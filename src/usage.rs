@@ -9,6 +9,7 @@ pub mod core;
 pub mod counters;
 mod dictionary;
 pub mod fold;
+pub mod imported;
 pub mod ledger;
 #[cfg(proxy_locked)]
 pub mod locked;
@@ -130,7 +131,7 @@ impl Rejection {
 }
 
 /// Tokens of one request.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tokens {
     /// Prompt tokens, cached ones included.
     pub input: u64,

@@ -56,6 +56,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ),
     ("gate", &["worker", "control", "operator", "shared", "access", "fleet", "usage", "live", "routing", "slots"]),
     ("remote", &["http1"]),
+    ("import", &["usage", "dialect"]),
+    ("package", &[]),
     ("sim", &["http1", "dialect"]),
     ("demo", &["gate", "sim", "admin", "shared", "fleet", "usage", "http1"]),
 ];

@@ -108,6 +108,18 @@ fn token_counts_object(counts: &[TokenCount]) -> Value {
     json!({ "total_tokens": sum, "breakdown": breakdown })
 }
 
+/// `POST /herdgate/import`: what `herdgate import` read of the ancestor's database, into the ledger that this process holds.
+pub async fn import(shared: &Shared, body: &[u8]) -> Answer {
+    let import = match serde_json::from_slice(body) {
+        Ok(import) => import,
+        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("Invalid JSON: {why}")),
+    };
+    match shared.ledger.import(import).await {
+        Ok(imported) => Answer::json(json!(imported).to_string()),
+        Err(why) => unavailable(&why),
+    }
+}
+
 /// The ledger could not answer: its disk stalls, or it has ended.
 fn unavailable(why: &LedgerError) -> Answer {
     error(StatusCode::SERVICE_UNAVAILABLE, &why.to_string())

@@ -154,6 +154,7 @@ pub(crate) fn totals(base: &[TokenCount], pairs: &[PairReading]) -> Vec<TokenCou
                 model: pair.model.clone(),
                 exact: Tokens::default(),
                 estimated: Tokens::default(),
+                imported: Tokens::default(),
             });
             totals.len() - 1
         });
@@ -299,6 +300,7 @@ pub(crate) mod tests {
             model: "m:latest".into(),
             exact: Tokens { input: 10, cached: 0, output },
             estimated: Tokens { input: 0, cached: 0, output: 5 },
+            imported: Tokens::default(),
         };
         let base = [old("gone", 1), old("a", 2)];
         let totals = totals(&base, &[pair("b", "m:latest", 0, 7), pair("a", "m:latest", 3, 7)]);

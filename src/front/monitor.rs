@@ -39,7 +39,12 @@ pub(super) async fn answer(
             return response;
         }
         AdminRoute::TokenCounts => admin::token_counts(&shared).await,
-        AdminRoute::Stats | AdminRoute::Aggregate => {
+        AdminRoute::Import
+            if !client.local.rules().config.administration.admits(shared.listen.ip().is_loopback(), key) =>
+        {
+            admin::error(StatusCode::FORBIDDEN, "an import needs a router key here (administration)")
+        }
+        AdminRoute::Stats | AdminRoute::Aggregate | AdminRoute::Import => {
             let body = match body::gather(client, asking.known.announced(), source).await {
                 Ok(gathered) => gathered.bytes,
                 Err(error) => {
@@ -51,6 +56,7 @@ pub(super) async fn answer(
             };
             match route {
                 AdminRoute::Stats => admin::stats(&shared, query, &body).await,
+                AdminRoute::Import => admin::import(&shared, &body).await,
                 _ => admin::aggregate(&shared, &body, key != KeyId::NONE).await,
             }
         }

@@ -75,13 +75,15 @@ pub enum AdminRoute {
     Flamegraph,
     /// `/herdgate/status`
     Status,
+    /// `/herdgate/import`
+    Import,
 }
 
 impl AdminRoute {
     /// A route of the ancestor's: its errors take the ancestor's form.
     #[must_use]
     pub fn is_ancestors(self) -> bool {
-        !matches!(self, Self::Metrics | Self::Live | Self::Ready | Self::Flamegraph | Self::Status)
+        !matches!(self, Self::Metrics | Self::Live | Self::Ready | Self::Flamegraph | Self::Status | Self::Import)
     }
 
     /// Needs no router key.
@@ -240,6 +242,7 @@ fn admin_entry(path: &str) -> Option<Entry<'_>> {
         "/health" => Entry { get: admin(A::Health), head: admin(A::Health), ..NOTHING },
         "/metrics" => Entry { get: admin(A::Metrics), ..NOTHING },
         "/herdgate/live" => Entry { get: admin(A::Live), head: admin(A::Live), ..NOTHING },
+        "/herdgate/import" => post(Handler::Admin(A::Import)),
         "/herdgate/debug/flamegraph" => Entry { get: admin(A::Flamegraph), ..NOTHING },
         "/herdgate/ready" => Entry { get: admin(A::Ready), head: admin(A::Ready), ..NOTHING },
         _ => return None,

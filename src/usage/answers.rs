@@ -19,13 +19,15 @@ pub struct TokenCount {
     pub exact: Tokens,
     /// Tokens that we worked out.
     pub estimated: Tokens,
+    /// Tokens that an earlier accounting counted ([`super::imported`]).
+    pub imported: Tokens,
 }
 
 impl TokenCount {
-    /// Both together: what the ancestor's routes show.
+    /// All together: what the ancestor's routes show.
     #[must_use]
     pub fn tokens(&self) -> Tokens {
-        self.exact.plus(self.estimated)
+        self.exact.plus(self.estimated).plus(self.imported)
     }
 }
 
@@ -87,8 +89,16 @@ pub struct NamedRow {
     pub model: Arc<str>,
     /// Router key, or `_none`.
     pub key: Arc<str>,
-    /// Its sums.
+    /// Its sums. Of an imported row, the tokens in the place of exact ones are the earlier accounting's.
     pub row: Row,
+}
+
+impl NamedRow {
+    /// Whether an earlier accounting counted it, not this gate ([`super::imported`]).
+    #[must_use]
+    pub fn is_imported(&self) -> bool {
+        super::imported::is_imported(&self.key)
+    }
 }
 
 /// Where rows go.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::answers::{Health, StoreState, TokenCount};
 use super::fold::{Fold, ROWS_MAX};
+use super::imported::{Import, Imported};
 use super::ledger::LedgerError;
 use super::recorder::Ring;
 use super::series;
@@ -49,6 +50,8 @@ pub enum Command {
         /// Where the count goes.
         reply: Reply<u64>,
     },
+    /// Import sums of an earlier accounting.
+    Import(Box<Import>, Reply<Imported>),
     /// Write everything, sync, end.
     Shutdown(Reply<()>),
 }
@@ -172,6 +175,9 @@ pub struct Core {
     asks: VecDeque<(Ask, Millis)>,
     flushes: Vec<Waiter>,
     folds: VecDeque<FoldRun>,
+    imports: VecDeque<(Box<Import>, Reply<Imported>)>,
+    /// Who asked for the import that is with the store thread.
+    importing: Option<Reply<Imported>>,
     policy_at: Millis,
     ending: Option<Ending>,
     health: Health,
@@ -193,6 +199,8 @@ impl Core {
             asks: VecDeque::new(),
             flushes: Vec::new(),
             folds: VecDeque::new(),
+            imports: VecDeque::new(),
+            importing: None,
             policy_at: now + POLICY_FIRST_MS,
             ending: None,
             health: Health::default(),
@@ -224,7 +232,8 @@ impl Core {
         if ended {
             return Next::End;
         }
-        let awaited = !self.asks.is_empty() || !self.flushes.is_empty() || !self.folds.is_empty();
+        let awaited =
+            !(self.asks.is_empty() && self.flushes.is_empty() && self.folds.is_empty() && self.imports.is_empty());
         Next::Sleep(if awaited || self.ending.is_some() { EAGER.min(self.links.tick) } else { self.links.tick })
     }
 
@@ -252,6 +261,7 @@ impl Core {
                     begun: None,
                     reply: Some(reply),
                 }),
+                Ok(Command::Import(import, reply)) => self.imports.push_back((import, reply)),
                 Ok(Command::Shutdown(reply)) => self.begin_end(Some(reply), now),
                 Err(flume::TryRecvError::Empty) => return,
                 Err(flume::TryRecvError::Disconnected) => return self.begin_end(None, now),
@@ -324,6 +334,7 @@ impl Core {
                     self.written(result, now);
                 }
                 Report::Folded(result) => self.folded(result, now),
+                Report::Imported(result) => self.imported(result),
                 Report::Synced(result) => {
                     if let Some(ending) = &mut self.ending {
                         ending.synced = true;
@@ -419,6 +430,7 @@ impl Core {
         let may_try = now >= self.retry_at || !self.flushes.is_empty();
         if self.health.store != StoreState::Open {
             self.refuse_folds();
+            self.refuse_imports();
         }
         if !self.open {
             // Taken as soon as it can be had, whether or not there is something to write.
@@ -428,6 +440,9 @@ impl Core {
             return;
         }
         let fold_ready = self.folds.front().is_some_and(|fold| fold.mark <= self.fold.written());
+        if healthy && self.give_import() {
+            return;
+        }
         if healthy && fold_ready && (self.wrote_last || !self.fold.is_dirty()) {
             self.give_fold();
         } else if may_try {
@@ -485,6 +500,43 @@ impl Core {
                 let reason = self.health.last_error.as_deref().unwrap_or("the store is not open").to_owned();
                 let _ = reply.send(Err(LedgerError::Unavailable { reason }));
             }
+        }
+    }
+
+    /// An import reads rows and writes absolute ones: it goes when the store is well, or not at all.
+    fn refuse_imports(&mut self) {
+        for (_, reply) in self.imports.drain(..) {
+            let reason = self.health.last_error.as_deref().unwrap_or("the store is not open").to_owned();
+            let _ = reply.send(Err(LedgerError::Unavailable { reason }));
+        }
+    }
+
+    /// Hands an import over, if one waits. No batch is out, and its rows are nobody else's.
+    fn give_import(&mut self) -> bool {
+        let Some((import, reply)) = self.imports.pop_front() else { return false };
+        match self.links.jobs.try_send(Job::Import(import)) {
+            Ok(()) => (self.busy, self.importing) = (true, Some(reply)),
+            Err(flume::TrySendError::Full(Job::Import(import))) => self.imports.push_front((import, reply)),
+            Err(_) => drop(reply.send(Err(LedgerError::Closed))),
+        }
+        self.busy
+    }
+
+    /// What was imported joins the base that the monitoring routes add to.
+    fn imported(&mut self, result: Result<Imported, LedgerError>) {
+        match &result {
+            Ok(said) if said.written => {
+                let base = self.links.shown.base.load_full();
+                self.links.shown.base.store(Arc::new(said.added_to(&base)));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.open = false;
+                self.health.last_error = Some(error.to_string().into());
+            }
+        }
+        if let Some(reply) = self.importing.take() {
+            let _ = reply.send(result);
         }
     }
 

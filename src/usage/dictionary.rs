@@ -34,7 +34,7 @@ impl Kind {
 }
 
 /// Names by stored id, in both directions, as the store has them plus those not written yet.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Dictionary {
     ids: HashMap<(Kind, Arc<str>), StoredId>,
     names: HashMap<(Kind, StoredId), Arc<str>>,
@@ -106,7 +106,7 @@ impl Dictionary {
     }
 
     /// The id of a name, given out now if it has none.
-    fn intern(&mut self, kind: Kind, name: &str) -> StoredId {
+    pub(super) fn intern(&mut self, kind: Kind, name: &str) -> StoredId {
         if let Some(id) = self.ids.get(&(kind, Arc::from(name))) {
             return *id;
         }

@@ -62,6 +62,7 @@ use tokio::sync::oneshot;
 use super::answers::{Health, ModelStats, NamedRow, Span, TokenCount};
 use super::core::{Command, Core, Links, Next, Shown};
 use super::fold::ROWS_MAX;
+use super::imported::{Import, Imported};
 use super::memory::MemoryStore;
 use super::names::Names;
 use super::recorder::Ring;
@@ -274,6 +275,14 @@ impl Ledger {
     /// The store's, when it cannot be written now (the rows stay in memory and are tried again). Cancel safe.
     pub async fn flush(&self) -> Result<(), LedgerError> {
         self.call(Command::Flush).await
+    }
+
+    /// Imports sums of an earlier accounting, all of them or nothing; the same again changes nothing.
+    ///
+    /// # Errors
+    /// The store's, when it cannot be written now, [`LedgerError::Closed`] after the end. Not undone when dropped.
+    pub async fn import(&self, import: Import) -> Result<Imported, LedgerError> {
+        self.call(|reply| Command::Import(Box::new(import), reply)).await
     }
 
     /// Final flush: drains the rings, writes, syncs to the disk, ends both threads. Call it when the workers are done.

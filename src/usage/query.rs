@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::Tokens;
 use super::answers::{Bucket, ModelStats, NamedRow, SERIES_MAX, SeriesPoint, Span, TokenCount};
 use super::dictionary::{Dictionary, Kind};
+use super::imported::is_imported;
 use super::series::{self, Row, StoredId, StoredParty};
 use super::store::{Order, Read, StoreError, Table};
 use crate::ids::{UnixDay, UnixMinute};
 use crate::sync::Arc;
 
 /// Smallest and greatest key of a table, whatever its length.
-const ALL: (&[u8], &[u8]) = (&[], &[0xff; 16]);
+pub(super) const ALL: (&[u8], &[u8]) = (&[], &[0xff; 16]);
 
 /// Decodes a row, or says that the store is damaged.
 pub(super) fn decode(bytes: &[u8]) -> Result<Row, StoreError> {
@@ -53,18 +54,22 @@ pub(super) fn times(from: u32, to: u32) -> ([u8; 16], [u8; 16]) {
 
 /// All-time tokens per (node, model) that ever had any, in order of first sight.
 pub(super) fn token_counts(view: &dyn Read, names: &Dictionary) -> Result<Vec<TokenCount>, StoreError> {
-    let mut sums: HashMap<(StoredId, StoredId), (Tokens, Tokens)> = HashMap::new();
+    let mut sums: HashMap<(StoredId, StoredId), (Tokens, Tokens, Tokens)> = HashMap::new();
     scan_rows(view, Table::Totals, ALL, Order::Ascending, series::split_total, |party, row| {
-        let (exact, estimated) = sums.entry((party.node, party.model)).or_default();
-        (*exact, *estimated) = (exact.plus(row.exact), estimated.plus(row.estimated));
+        let (exact, estimated, imported) = sums.entry((party.node, party.model)).or_default();
+        if is_imported(&names.name(Kind::Key, party.key)) {
+            *imported = imported.plus(row.exact);
+        } else {
+            (*exact, *estimated) = (exact.plus(row.exact), estimated.plus(row.estimated));
+        }
         true
     })?;
     let mut pairs = pairs(view)?;
     pairs.sort_unstable_by_key(|(_, place)| *place);
     let counts = pairs.into_iter().filter_map(|((node, model), _)| {
-        let (exact, estimated) = sums.get(&(node, model)).copied()?;
+        let (exact, estimated, imported) = sums.get(&(node, model)).copied()?;
         let (node, model) = (names.name(Kind::Node, node), names.name(Kind::Model, model));
-        Some(TokenCount { node, model, exact, estimated })
+        Some(TokenCount { node, model, exact, estimated, imported })
     });
     Ok(counts.collect())
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount};
 use super::dictionary::Dictionary;
 use super::fold::Batch;
+use super::imported::{self, Import, Imported};
 use super::ledger::LedgerError;
 use super::memory::{Layered, MemoryStore};
 use super::names::Names;
@@ -75,6 +76,8 @@ pub enum Job {
     Ask(Batch, Ask),
     /// Fold a slice of the minutes before `first_kept`.
     Fold(FoldJob),
+    /// Import sums of an earlier accounting.
+    Import(Box<Import>),
     /// Sync to the disk.
     Sync,
 }
@@ -110,6 +113,8 @@ pub enum Report {
     Written(Batch, Result<(), LedgerError>),
     /// A slice of a fold.
     Folded(Result<Folded, LedgerError>),
+    /// An import.
+    Imported(Result<Imported, LedgerError>),
     /// The sync.
     Synced(Result<(), LedgerError>),
 }
@@ -203,29 +208,62 @@ impl Writer {
         for (row, party) in batch.rows.iter().zip(&parties) {
             let mut sum = row.base.unwrap_or_default();
             sum.merge(&row.delta);
-            match row.id.bucket {
-                Bucket::Minute(minute) => put_minute(&mut writes, minute.0, *party, &sum),
-                Bucket::Day(day) => put_day(&mut writes, day.0, *party, &sum),
-                Bucket::Total => {
-                    writes.put(Table::Totals, &series::total(*party), &sum.encode());
-                    self.note_pair(*party, &sum);
-                }
+            put_row(&mut writes, row.id.bucket, *party, &sum);
+            if row.id.bucket == Bucket::Total && sum.tokens().total() > 0 {
+                self.note_pair(*party);
             }
         }
-        self.dictionary.write_unsaved(&mut writes);
-        for ((node, model), place) in &self.pairs_unsaved {
-            writes.put(Table::Pairs, &series::pair(*node, *model), &place.to_be_bytes());
-        }
+        self.write_unsaved(&mut writes);
         Ok(writes)
     }
 
-    /// Gives a (node, model) its place in the order of first sight, when it first has tokens.
-    fn note_pair(&mut self, party: StoredParty, sum: &Row) {
+    /// Adds the names and places that the store lacks.
+    fn write_unsaved(&self, writes: &mut Writes) {
+        self.dictionary.write_unsaved(writes);
+        for ((node, model), place) in &self.pairs_unsaved {
+            writes.put(Table::Pairs, &series::pair(*node, *model), &place.to_be_bytes());
+        }
+    }
+
+    /// Gives a (node, model) that has tokens its place in the order of first sight, if it has none.
+    fn note_pair(&mut self, party: StoredParty) {
         let place = self.pairs.len() as u32;
         let pair = (party.node, party.model);
-        if sum.tokens().total() > 0 && self.pairs.insert(pair) {
+        if self.pairs.insert(pair) {
             self.pairs_unsaved.push((pair, place));
         }
+    }
+
+    /// Imports sums of an earlier accounting: all of them or nothing. Importing the same again changes nothing.
+    ///
+    /// # Errors
+    /// The store's; what it holds then is what it held.
+    pub fn import(&mut self, import: &Import) -> Result<Imported, LedgerError> {
+        let Some(mut store) = self.store.take() else { return Err(not_open()) };
+        let result = self.import_in(import, &mut *store);
+        if !matches!(result, Err(StoreError::Broken(_))) {
+            self.store = Some(store);
+        }
+        result.map_err(|error| ledger_error(&error))
+    }
+
+    fn import_in(&mut self, import: &Import, store: &mut dyn Store) -> Result<Imported, StoreError> {
+        // A copy: names of an import that comes to nothing stay out of the store.
+        let mut dictionary = self.dictionary.clone();
+        let mut plan = imported::plan(import, store, &mut dictionary, self.folded_before)?;
+        if import.dry_run || !plan.said.conflicts.is_empty() || !plan.said.changed {
+            return Ok(plan.said);
+        }
+        self.dictionary = dictionary;
+        for party in plan.with_tokens {
+            self.note_pair(party);
+        }
+        self.write_unsaved(&mut plan.writes);
+        store.commit(&plan.writes)?;
+        self.dictionary.saved();
+        self.pairs_unsaved.clear();
+        plan.said.written = true;
+        Ok(plan.said)
     }
 
     /// Answers a question.
@@ -365,6 +403,15 @@ fn fold_writes(
     Ok(writes)
 }
 
+/// Writes a row to where rows of its bucket stand.
+pub(super) fn put_row(writes: &mut Writes, bucket: Bucket, party: StoredParty, row: &Row) {
+    match bucket {
+        Bucket::Minute(minute) => put_minute(writes, minute.0, party, row),
+        Bucket::Day(day) => put_day(writes, day.0, party, row),
+        Bucket::Total => writes.put(Table::Totals, &series::total(party), &row.encode()),
+    }
+}
+
 fn put_minute(writes: &mut Writes, minute: u32, party: StoredParty, row: &Row) {
     let bytes = row.encode();
     writes.put(Table::MinutesByTime, &series::by_time(minute, party), &bytes);
@@ -426,6 +473,7 @@ impl Desk {
             }
             Job::Ask(unwritten, ask) => return self.writer.ask(unwritten, ask),
             Job::Fold(job) => Report::Folded(self.writer.fold(job)),
+            Job::Import(import) => Report::Imported(self.writer.import(&import)),
             Job::Sync => Report::Synced(self.writer.sync()),
         };
         // The ledger thread may have given up on us: then nobody needs to know.
@@ -441,7 +489,11 @@ impl Drop for Desk {
 }
 
 impl Writer {
-    fn sync(&mut self) -> Result<(), LedgerError> {
+    /// Makes everything written so far survive a loss of power.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn sync(&mut self) -> Result<(), LedgerError> {
         self.store.as_mut().map_or(Ok(()), |store| store.sync()).map_err(|error| ledger_error(&error))
     }
 }

@@ -15,6 +15,7 @@ fn count(node: &str, model: &str, input: u64, output: u64) -> TokenCount {
         model: model.into(),
         exact: Tokens { input, cached: 0, output },
         estimated: Tokens::default(),
+        imported: Tokens::default(),
     }
 }
 

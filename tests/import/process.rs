@@ -1,0 +1,87 @@
+//! The real binary: exit codes, a store that somebody holds.
+
+use std::process::{Command, Output};
+
+use super::support::proxy::Proxy;
+use super::*;
+
+fn herdgate(arguments: &[&std::ffi::OsStr]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_herdgate")).args(arguments).current_dir(std::env::temp_dir()).output().unwrap()
+}
+
+fn import_into(file: &Path, data: &Path) -> Output {
+    herdgate(&["import".as_ref(), file.as_os_str(), "--data".as_ref(), data.as_os_str()])
+}
+
+#[test]
+fn the_binary_imports_and_says_so() {
+    let data = tempfile::tempdir().unwrap();
+    for last in ["written to", "nothing to write"] {
+        let output = import_into(&fixture("first"), data.path());
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains(last), "{said}");
+    }
+    let output = import_into(Path::new("/nowhere/token_counts.db"), data.path());
+    assert_eq!(output.status.code(), Some(1));
+    let bad = herdgate(&["import".as_ref(), "--november-offset".as_ref(), "1h".as_ref(), "x.db".as_ref()]);
+    assert_eq!(bad.status.code(), Some(64));
+}
+
+/// The file of a running proxy: where it listens, and its key.
+fn file_of(proxy: &Proxy, key: &str) -> tempfile::NamedTempFile {
+    use std::io::Write;
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let data = proxy.data.path().display();
+    writeln!(file, "listen: {}\ndata: {data}\nnodes: [ 'http://127.0.0.1:1' ]\n{key}", proxy.address).unwrap();
+    file
+}
+
+async fn run_with(file: &tempfile::NamedTempFile, database: PathBuf) -> (Option<i32>, String, String) {
+    let config = file.path().to_owned();
+    let arguments =
+        move || herdgate(&["import".as_ref(), database.as_os_str(), "--config".as_ref(), config.as_os_str()]);
+    let output = tokio::task::spawn_blocking(arguments).await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_proxy_imports_into_the_ledger_that_it_holds() {
+    use super::support::client::get;
+    let key = "router_keys: [ { name: ops, key: secret } ]";
+    let proxy = Proxy::start(&["http://127.0.0.1:1".to_owned()], key).await;
+    let file = file_of(&proxy, key);
+    for (name, last, total) in
+        [("first", "written to", 555), ("first", "nothing to write", 555), ("later", "written to", 575)]
+    {
+        let (code, said, error) = run_with(&file, fixture(name)).await;
+        assert_eq!(code, Some(0), "{said}{error}");
+        assert!(said.contains(last), "{said}");
+        let counts = get(proxy.address, "/api/token_counts?api_key=secret").await.json();
+        assert_eq!(counts["total_tokens"], total);
+        // The base of the live routes, too, without a restart.
+        let usage = get(proxy.address, "/api/usage?api_key=secret").await.json()["token_usage_counts"].clone();
+        let sum: u64 = usage
+            .as_object()
+            .unwrap()
+            .values()
+            .flat_map(|models| models.as_object().unwrap().values())
+            .map(|sum| sum.as_u64().unwrap())
+            .sum();
+        assert_eq!(sum, total);
+    }
+    // Without its key it says so; without its file there is nobody to ask.
+    let (code, _, error) = run_with(&file_of(&proxy, ""), fixture("first")).await;
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("holds the ledger, and says 401"), "{error}");
+    let nobody = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(nobody.path(), format!("listen: 127.0.0.1:1\ndata: {}\n", proxy.data.path().display())).unwrap();
+    let (code, _, error) = run_with(&nobody, fixture("first")).await;
+    assert_eq!(code, Some(75), "{error}");
+    assert!(error.contains("is held by another process"), "{error}");
+    // After a restart it is what it was.
+    let data = proxy.stop().await;
+    let counts = tokio::task::spawn_blocking(move || answers(data.path()).counts).await.unwrap();
+    assert_eq!(counts.iter().map(|count| count.imported.total()).sum::<u64>(), 575);
+}
