@@ -312,6 +312,7 @@ mod tests {
 
     use super::super::tests::{file, file_and_env, right, shown, wrong};
     use super::super::{Config, NodeKind, Secret, SlotsConfig, Sources};
+    use super::CACHE_KEYS;
 
     /// The usual form of the file.
     const SAMPLE: &str = r#"
@@ -433,6 +434,45 @@ cache_backend: memory
             assert_eq!(wrong(&file(&format!("{text}\ncache_ttl: 1"))).len(), 1, "{text}");
         }
         assert!(wrong(&file("endpoints: []\nendpoint: []"))[0].contains("did you mean `endpoints`?"));
+    }
+
+    #[test]
+    fn keys_are_as_strict_as_there() {
+        for (text, words) in [
+            ("Endpoints: [http://a:1]\ncache_ttl: 1", "Endpoints"),
+            ("endpoints: [http://a:1]\nsettings: {}", "settings"),
+            ("endpoints: [http://a:1]\nllama_server_endpoints:", "llama_server_endpoints"),
+            ("endpoints: [http://a:1]\napi_keys:", "api_keys"),
+            ("endpoints: [http://a:1]\nmax_concurrent_connections: four", "max_concurrent_connections"),
+        ] {
+            let mistakes = wrong(&file(text));
+            assert!(mistakes.len() == 1 && mistakes[0].contains(words), "{text}: {mistakes:?}");
+        }
+        // What the response cache is told is taken and does nothing, one warning for all of it.
+        let cache = CACHE_KEYS.map(|key| format!("{key}: x\n")).concat();
+        let loaded = right(&file(&format!("endpoints: [http://a:1]\n{cache}")));
+        assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    }
+
+    #[test]
+    fn every_field_has_its_variable() {
+        let env = [
+            ("NOMYO_ROUTER_ENDPOINTS", r#"["http://a:1", "http://b:1/v1"]"#),
+            ("NOMYO_ROUTER_LLAMA_SERVER_ENDPOINTS", r#"["http://c:1/v1"]"#),
+            ("NOMYO_ROUTER_MAX_CONCURRENT_CONNECTIONS", "3"),
+            ("NOMYO_ROUTER_ROUTER_API_KEY", "k"),
+        ];
+        let loaded = right(&Sources { file: None, ..file_and_env("", &env) });
+        let nodes: Vec<_> =
+            loaded.config.nodes.iter().map(|node| (node.name.as_str(), node.kind, node.llama)).collect();
+        let wanted = [
+            ("http://a:1", NodeKind::Ollama, false),
+            ("http://b:1/v1", NodeKind::OpenAi, false),
+            ("http://c:1/v1", NodeKind::OpenAi, true),
+        ];
+        assert_eq!(nodes, wanted);
+        assert_eq!(loaded.config.slots, SlotsConfig::Soft(3));
+        assert_eq!(loaded.config.router_keys[0].secret, Secret("k".to_owned()));
     }
 
     #[test]

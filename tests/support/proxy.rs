@@ -58,6 +58,11 @@ impl Proxy {
     /// The same on a data directory that exists.
     pub async fn start_in(data: TempDir, urls: &[String], extra: &str, clock: Clock) -> Self {
         let config = config(urls, data.path(), extra);
+        Self::start_with(data, config, clock).await
+    }
+
+    /// The same with a configuration as it is, whose data directory is this one.
+    pub async fn start_with(data: TempDir, config: Config, clock: Clock) -> Self {
         let gate = tokio::task::spawn_blocking(move || Gate::start(config, clock)).await.unwrap().unwrap();
         let address = gate.address();
         let proxy = Self { gate: Some(gate), address, data };
