@@ -304,12 +304,14 @@ pub(super) struct Stay {
     /// When it had been read whole.
     pub(super) read_at: Duration,
     ended: Option<(Ending, Tokens)>,
+    /// Bytes of its answer are on their way: dropped now, it was not answered, whatever was counted.
+    pub(super) sending: bool,
 }
 
 impl Stay {
     pub(super) fn new(core: &Arc<Core>, route: &'static str) -> Self {
         let read_at = core.now();
-        Self { core: core.clone(), route, model: None, ticket: None, read_at, ended: None }
+        Self { core: core.clone(), route, model: None, ticket: None, read_at, ended: None, sending: false }
     }
 
     /// It is an inference request for this model.
@@ -352,6 +354,9 @@ impl Stay {
 
 impl Drop for Stay {
     fn drop(&mut self) {
+        if self.sending {
+            return self.correct(Ending::Killed);
+        }
         self.end(Ending::Killed, Tokens::default());
     }
 }

@@ -61,8 +61,16 @@ impl<'a> Turn<'a> {
         let close = reply.close;
         let bytes = reply.encode(self.head, self.core.unix());
         self.stay.end(ending, tokens);
-        let sent = self.conn.send(&bytes).await;
+        let sent = self.send(&bytes).await;
         if sent.is_ok() && close { Next::Close } else { self.after(sent) }
+    }
+
+    /// Sends bytes of the answer.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.stay.sending = true;
+        let sent = self.conn.send(bytes).await;
+        self.stay.sending = false;
+        sent
     }
 
     /// What a send's end means for the count and the connection.
@@ -409,7 +417,7 @@ async fn speak(turn: &mut Turn<'_>, job: &Job, grant: &Grant, load: Duration) ->
             out.finish();
             turn.stay.end(Ending::Done, tokens_of(job));
         }
-        let sent = turn.conn.send(&out.buf).await;
+        let sent = turn.send(&out.buf).await;
         begun = true;
         if sent.is_err() || dead || at == job.plan.total {
             return turn.after(sent);

@@ -399,7 +399,7 @@ async fn stream(turn: &mut Turn<'_>, served: u32, speech: &Speech<'_>) -> Next {
             out.finish();
             turn.stay.end(Ending::Done, tokens_of(job));
         }
-        let sent = turn.conn.send(&out.buf).await;
+        let sent = turn.send(&out.buf).await;
         if sent.is_err() || last {
             let next = turn.after(sent);
             return if next == Next::Keep && served >= MOST { Next::Close } else { next };

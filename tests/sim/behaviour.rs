@@ -279,6 +279,14 @@ fn hangs_in_mid_stream() {
     assert!(stream.read(&mut got).is_err(), "nothing more comes, and the connection stays");
     drop(stream);
     until(&node, |l| l.ended(Ending::Broken) == 1);
+    // Killed while the last bytes of an answer hang: it was never sent, and counts no tokens.
+    let before = node.ledger().tokens();
+    node.fault(Fault::new(Harm::HangAt(200)).next(1));
+    let mut stream = send(&node, &post("/api/generate", r#"{"model":"m","prompt":"x","stream":false}"#));
+    stream.read_exact(&mut got).unwrap();
+    node.kill();
+    until(&node, |l| l.ended(Ending::Killed) == 1);
+    assert_eq!(node.ledger().tokens(), before);
 }
 
 #[test]
