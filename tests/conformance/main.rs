@@ -15,6 +15,7 @@ mod case;
 mod child;
 mod compare;
 mod failures;
+mod http;
 mod names;
 mod native;
 mod stage;
