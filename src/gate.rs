@@ -22,7 +22,7 @@ use crate::ids::WorkerId;
 use crate::live::Live;
 use crate::operator::{Operator, Origin};
 use crate::shared::{Phase, Shared, connections_at_most};
-use crate::sync::{Arc, spawn_thread};
+use crate::sync::{Arc, AtomicU32, spawn_thread};
 use crate::usage::ledger::{Ledger, LedgerError, LedgerThreads, Setup};
 use crate::usage::meters::Meters;
 use crate::usage::names::Names;
@@ -141,7 +141,7 @@ impl Gate {
         let poller = fleet::poll::Poller::new(parts, &fleet, received, &clock).watching(ledger.speeds());
         let shared = Arc::new(Shared {
             access: Access::default(),
-            connection_bound: connections_at_most(&config.now(), node_count).into(),
+            connection_bound: AtomicU32::new(connections_at_most(&config.now(), node_count)),
             config,
             operator,
             fleet,

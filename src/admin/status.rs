@@ -69,16 +69,9 @@ pub(crate) fn state(node: &NodeView) -> &'static str {
 
 fn node_entry(snapshot: &Snapshot, node: &NodeView, now: u64) -> Value {
     let mut models = Vec::new();
-    let mut in_flight = node.any.cell.view().in_flight;
-    let mut counted = vec![node.any.cell.id];
     for model in snapshot.models.values() {
         let Some(found) = model.candidates.iter().find(|candidate| candidate.node == node.id) else { continue };
         let view = found.pair.cell.view();
-        // Names of the same weights share a cell.
-        if !counted.contains(&found.pair.cell.id) {
-            counted.push(found.pair.cell.id);
-            in_flight += view.in_flight;
-        }
         if view.loaded || view.loading || view.in_flight > 0 {
             models.push((model.name.clone(), view));
         }
@@ -111,8 +104,8 @@ fn node_entry(snapshot: &Snapshot, node: &NodeView, now: u64) -> Value {
         "sick": reading::sick(node).into_iter().map(|(_, words)| words).collect::<Vec<_>>(),
         "for_ms": now.saturating_sub(node.since),
         "version": node.version.as_deref(),
-        "in_flight": in_flight,
-        "work": node.word.work(),
+        // Of all its cells, those included that no name uses any more.
+        "in_flight": node.word.work(),
         "models": models,
     })
 }
