@@ -346,6 +346,8 @@ fn chunks_are_read_as_hyper_reads_them_or_refused() {
         (b"5\r\nhello\r\n0\r\n\n", Neither),
         (b"5;x\nhello\r\n0\r\n\r\n", Neither),
         (b"5\r\nhello\r\n0\r\nX: y\n\r\n", Neither),
+        (b"5\r\nhello\r\n0\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n", Neither),
+        (b"5\r\nhello\r\n0\r\nX : y\r\n\r\n", Neither),
         (b"5\rhello\r\n0\r\n\r\n", Neither),
         (b"\r\n5\r\nhello\r\n0\r\n\r\n", Neither),
         (b" 5\r\nhello\r\n0\r\n\r\n", Neither),

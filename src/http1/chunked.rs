@@ -1,6 +1,7 @@
 //! The chunked transfer coding, one byte class at a time. Source: RFC 9112 §7.1. Called by the decoder only.
 //!
-//! Lines end with CRLF and nothing else; extensions and trailers are read past, within bounds.
+//! Lines end with CRLF and nothing else; extensions and trailers are read past, within bounds. A trailer is a field line
+//! all the same: what is none (the head of another request, say) is not taken for one.
 
 use super::DecodeError;
 
@@ -19,6 +20,7 @@ enum At {
     DataCr,
     DataLf,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerLf,
     EndLf,
@@ -108,8 +110,13 @@ impl Chunked {
             (At::DataLf, b'\n') => At::Size,
             (At::TrailerStart, b'\r') => At::EndLf,
             (At::TrailerStart | At::Trailer, b'\n') => return Err(DecodeError::Chunk("bare line feed")),
+            (At::TrailerName, b':') => self.in_trailer(At::Trailer)?,
+            (At::TrailerStart | At::TrailerName, _) if is_token(byte) => self.in_trailer(At::TrailerName)?,
+            (At::TrailerStart | At::TrailerName, _) => return Err(DecodeError::Chunk("trailer")),
             (At::Trailer, b'\r') => At::TrailerLf,
-            (At::TrailerStart | At::Trailer, _) => self.in_trailer()?,
+            (At::Trailer, b'\t') => self.in_trailer(At::Trailer)?,
+            (At::Trailer, ..b' ' | 0x7f) => return Err(DecodeError::Chunk("trailer")),
+            (At::Trailer, _) => self.in_trailer(At::Trailer)?,
             (At::TrailerLf, b'\n') => At::TrailerStart,
             (At::EndLf, b'\n') => return Ok(true),
             (At::Size | At::Pad, _) => return Err(DecodeError::Chunk("size")),
@@ -137,12 +144,12 @@ impl Chunked {
         Ok(next)
     }
 
-    fn in_trailer(&mut self) -> Result<At, DecodeError> {
+    fn in_trailer(&mut self, next: At) -> Result<At, DecodeError> {
         self.line += 1;
         if self.line > self.trailer_max {
             return Err(DecodeError::HeadTooLarge { max: self.trailer_max });
         }
-        Ok(At::Trailer)
+        Ok(next)
     }
 
     fn size_read(&mut self) -> At {
@@ -150,6 +157,11 @@ impl Chunked {
         self.line = 0;
         if self.left == 0 { At::TrailerStart } else { At::Data }
     }
+}
+
+/// A byte of a field's name.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Digits of a plain chunk's size; more are read the slow way.

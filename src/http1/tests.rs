@@ -220,6 +220,11 @@ fn malformed_chunks_are_errors() {
         "1;x\ny\r\n",
         "0\r\n\n",
         "0\r\nA: b\n\r\n",
+        "0\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "0\r\n: b\r\n\r\n",
+        "0\r\nA : b\r\n\r\n",
+        "0\r\nA: b\r\n c\r\n\r\n",
+        "0\r\nA: b\u{1}\r\n\r\n",
         "11111111111111111\r\n",
         ";x\r\n",
     ] {
