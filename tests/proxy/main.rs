@@ -9,6 +9,7 @@ mod bad_input;
 mod bounds;
 mod bytes;
 mod counted;
+mod crowd;
 mod exact;
 mod failover;
 mod front;
