@@ -34,3 +34,21 @@ python_with() {
     PYTHON="$venv/bin/python"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
 }
+
+# source_of PACKAGE FOLDER: unpacks the source package of the version of PACKAGE that python_with installed.
+source_of() {
+    local version
+    version=$("$PYTHON" -c 'import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))' "$1")
+    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary "$1" --dest "$2" "$1==$version"
+    tar -xzf "$2/${1//-/_}-$version.tar.gz" -C "$2"
+}
+
+# javascript_with PACKAGE...: a folder with these packages; sets JAVASCRIPT.
+javascript_with() {
+    need node nodejs
+    need npm npm
+    JAVASCRIPT="$HERDGATE_CI_DIR/javascript"
+    mkdir -p "$JAVASCRIPT"
+    # No script of a package is run, and nothing is looked up that was not asked for.
+    npm install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix "$JAVASCRIPT" "$@" >/dev/null
+}

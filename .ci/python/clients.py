@@ -1,15 +1,22 @@
-"""The clients people use, through the proxy to a simulated herd of three: ollama-python, openai, anthropic, LangChain.
+"""The clients people use, through the proxy to a simulated herd of three: ollama-python, ollama-js, openai in Python and
+JavaScript, anthropic, LangChain.
 
-Called by 20-clients.sh. The truth is the nodes' own account of what they sent to the end.
+Called by 20-clients.sh with the folder of the JavaScript packages. The truth is the nodes' own account of what they sent
+to the end.
 """
 
 import asyncio
+import json
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import anthropic
 import ollama
 import openai
 from langchain_ollama import ChatOllama, OllamaEmbeddings
+from pydantic import BaseModel
 
 from rig import Rig, check, equal, fetch, fetch_json, run, say, until
 
@@ -26,11 +33,18 @@ WEATHER = {
 }
 
 
+class Joke(BaseModel):
+    """What structured output is asked for."""
+
+    setup: str
+    punchline: str
+
+
 class Driver:
     """Counts what the clients did, to be held against the proxy's outcomes."""
 
     def __init__(self):
-        self.shown = self.left = self.unknown = self.preloads = 0
+        self.shown = self.left = self.unknown = self.preloads = self.failed = 0
 
     def tokens(self, count):
         """Options for an answer of exactly so many tokens."""
@@ -69,8 +83,23 @@ def ollama_sync(url, driver):
     client = ollama.Client(host=url, trust_env=False)
     whole(client.chat(model=CHAT, messages=MESSAGES, options=driver.tokens(12)), 12)
     streamed(list(client.chat(model=CHAT, messages=MESSAGES, options=driver.tokens(20), stream=True)), 20, lambda p: p.message.content)
-    client.chat(model=CHAT, messages=MESSAGES, tools=[WEATHER], options=driver.tokens(16))
-    client.chat(model="qwen3:8b", messages=MESSAGES, think=True, options=driver.tokens(16))
+    called = client.chat(model=CHAT, messages=MESSAGES, tools=[WEATHER]).message
+    equal([call.function.name for call in called.tool_calls], ["weather"], "tools called")
+    parts = list(client.chat(model=CHAT, messages=MESSAGES, tools=[WEATHER], stream=True))
+    check(any(part.message.tool_calls for part in parts), f"a stream without its call: {parts!r}")
+    # The result goes back, and the model speaks again.
+    turn = [*MESSAGES, called, {"role": "tool", "tool_name": "weather", "content": "rain"}]
+    check(client.chat(model=CHAT, messages=turn, tools=[WEATHER]).message.content, "no answer to a tool's result")
+    check(client.chat(model="qwen3:8b", messages=MESSAGES, think=True, options=driver.tokens(16)).message.thinking, "no thoughts")
+    for call, argument in ((client.chat, {"messages": MESSAGES}), (client.generate, {"prompt": "A joke"})):
+        answer = call(model=CHAT, format=Joke.model_json_schema(), **argument)
+        Joke.model_validate_json(answer.message.content if call == client.chat else answer.response)
+    try:
+        client.chat(model=CHAT, messages=MESSAGES, think=True)
+        check(False, "a model that cannot think did")
+    except ollama.ResponseError as error:
+        driver.failed += 1
+        equal((error.status_code, "does not support thinking" in error.error), (400, True), "a node's own error")
     whole(client.generate(model=CHAT, prompt="Once", options=driver.tokens(9)), 9)
     streamed(list(client.generate(model=CHAT, prompt="Once", options=driver.tokens(18), stream=True)), 18, lambda p: p.response)
     vectors = client.embed(model=EMBED, input=["one", "two", "three"])
@@ -152,6 +181,18 @@ def openai_chat(url, driver):
         check(all(chunk.choices for chunk in chunks if not chunk.usage), "an event without choices and usage")
         check("".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices), "a stream without text")
         check(any(choice.finish_reason for chunk in chunks for choice in chunk.choices), "a stream without finish_reason")
+    called = client.chat.completions.create(tools=[WEATHER], **request).choices[0]
+    equal((called.finish_reason, called.message.tool_calls[0].function.name), ("tool_calls", "weather"), "tools called")
+    chunks = list(client.chat.completions.create(tools=[WEATHER], stream=True, **request))
+    check(any(choice.delta.tool_calls for chunk in chunks for choice in chunk.choices), "a stream without its call")
+    equal(type(client.chat.completions.parse(response_format=Joke, **request).choices[0].message.parsed), Joke, "parsed")
+    with client.chat.completions.stream(response_format=Joke, **request) as stream:
+        equal(type(stream.get_final_completion().choices[0].message.parsed), Joke, "parsed from a stream")
+    try:
+        client.chat.completions.create(model=CHAT, messages=[])
+        check(False, "no messages were answered")
+    except openai.BadRequestError:
+        driver.failed += 1
     equal(client.completions.create(model=CHAT, prompt="Once", max_tokens=7).usage.completion_tokens, 7, "completion_tokens")
     text = list(client.completions.create(model=CHAT, prompt="Once", max_tokens=8, stream=True, stream_options={"include_usage": True}))
     check(text[-1].usage, "completions: no usage at the end")
@@ -183,12 +224,26 @@ def anthropic_chat(url, driver):
         end = stream.get_final_message()
     check(text and end.stop_reason, f"a stream without text or stop_reason: {end!r}")
     equal(end.usage.output_tokens, 22, "output_tokens of a stream")
+    function = WEATHER["function"]
+    tool = {"name": "weather", "description": function["description"], "input_schema": function["parameters"]}
+    called = client.messages.create(max_tokens=200, tools=[tool], **request)
+    equal((called.stop_reason, called.content[-1].type, called.content[-1].name), ("tool_use", "tool_use", "weather"), "tools called")
+    with client.messages.stream(max_tokens=200, tools=[tool], **request) as stream:
+        check(stream.get_final_message().content[-1].input["place"], "a streamed call without its argument")
+    try:
+        client.messages.create(max_tokens=0, **request)
+        check(False, "no tokens were answered")
+    except anthropic.BadRequestError:
+        driver.failed += 1
     try:
         client.messages.create(model="no-such-model", max_tokens=5, messages=MESSAGES)
         check(False, "an unknown model answered")
     except anthropic.NotFoundError as error:
         driver.unknown += 1
         check("not found" in str(error), f"words for an unknown model: {error}")
+    with client.messages.stream(max_tokens=4000, **request) as stream:
+        equal(sum(1 for _ in zip(range(3), stream.text_stream)), 3, "parts before leaving")
+    driver.left += 1
 
 
 def langchain(url, driver):
@@ -198,6 +253,31 @@ def langchain(url, driver):
     check(len(parts) > 2 and "".join(part.content for part in parts), "a stream of LangChain without parts")
     embeddings = OllamaEmbeddings(model=EMBED, base_url=url, client_kwargs={"trust_env": False})
     equal(len(embeddings.embed_documents(["one", "two"])), 2, "vectors of two texts")
+    free = ChatOllama(model=CHAT, base_url=url, client_kwargs={"trust_env": False})
+    equal([call["name"] for call in free.bind_tools([WEATHER]).invoke("Hello").tool_calls], ["weather"], "tools called")
+    equal(type(free.with_structured_output(Joke).invoke("A joke")), Joke, "structured output")
+    try:
+        ChatOllama(model="no-such-model", base_url=url, client_kwargs={"trust_env": False}).invoke("Hello")
+        check(False, "an unknown model answered")
+    except ollama.ResponseError as error:
+        refused(error, driver)
+    stream = model.bind(options=driver.tokens(4000)).stream("Hello")
+    equal(sum(1 for _ in zip(range(3), stream)), 3, "parts before leaving")
+    stream.close()
+    driver.left += 1
+
+
+def javascript(package):
+    """The same with a JavaScript client; it says itself what it did."""
+
+    def body(url, driver):
+        script = Path(__file__).parent.parent / "javascript" / "clients.mjs"
+        done = subprocess.run(["node", script, url, sys.argv[1], package], capture_output=True, text=True, timeout=120)
+        check(done.returncode == 0, f"{package} in JavaScript:\n{done.stdout}{done.stderr}")
+        for name, count in json.loads(done.stdout.splitlines()[-1]).items():
+            setattr(driver, name, getattr(driver, name) + count)
+
+    return body
 
 
 def agree(proxy, herd, driver):
@@ -216,7 +296,7 @@ def agree(proxy, herd, driver):
                 truth[(url, model)] = row
     equal(proxy.exact(), truth, "tokens by node and model")
     equal(proxy.tokens(), truth, "tokens of the counters")
-    wanted = {"completed": done + driver.shown, "client_gone": driver.left, "rejected": driver.unknown}
+    wanted = {"completed": done + driver.shown + driver.failed, "client_gone": driver.left, "rejected": driver.unknown}
     equal(proxy.outcomes(), wanted, "requests by outcome")
     equal((gone, lost), (driver.left, 0), "requests that nodes saw leave, and sockets they lost")
     equal(proxy.sum("herdgate_handler_panics_total"), 0, "panics")
@@ -307,6 +387,8 @@ def main():
             ("openai-python", openai_chat),
             ("anthropic-python", anthropic_chat),
             ("LangChain", langchain),
+            ("ollama-js", javascript("ollama")),
+            ("openai-js", javascript("openai")),
         ):
             body(proxy.url, driver)
             say(f"  {name}: as with one Ollama")
