@@ -61,7 +61,8 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutB
         target: head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
         path: head.uri.path(),
         query: head.uri.query(),
-        needs_host: head.version == Version::HTTP_11 && head.uri.authority().is_none(),
+        // An absolute target needs one too: RFC 9112 says so, and Go refuses it.
+        needs_host: head.version == Version::HTTP_11,
         known: Known::read(headers::of_map(&head.headers)),
         lines: HeadLines::Map(&head.headers),
     };
