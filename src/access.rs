@@ -7,6 +7,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::config::AccessLog;
 use crate::dialect::Route;
+use crate::ids::RequestId;
 use crate::sync::{AtomicU64, Ordering};
 use crate::usage::names::Names;
 use crate::usage::{Count, Ending, Outcome};
@@ -23,7 +24,7 @@ const LONG_REQUEST_US: u64 = 10_000_000;
 /// The ring of lines to write.
 #[derive(Debug)]
 pub struct Access {
-    lines: ArrayQueue<(Outcome, Route)>,
+    lines: ArrayQueue<(Outcome, Route, RequestId)>,
     lost: AtomicU64,
 }
 
@@ -36,8 +37,8 @@ impl Default for Access {
 
 impl Access {
     /// Notes a finished request, if it deserves a line.
-    pub fn note(&self, mode: AccessLog, outcome: &Outcome, route: Route) {
-        if deserves(mode, outcome) && self.lines.push((*outcome, route)).is_err() {
+    pub fn note(&self, mode: AccessLog, outcome: &Outcome, route: Route, id: RequestId) {
+        if deserves(mode, outcome) && self.lines.push((*outcome, route, id)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -50,7 +51,7 @@ impl Access {
 
     /// Writes what was noted; called by the control thread.
     pub fn write(&self, names: &Names) {
-        while let Some((outcome, route)) = self.lines.pop() {
+        while let Some((outcome, route, id)) = self.lines.pop() {
             let (tokens, estimated) = match outcome.count {
                 Count::Exact(tokens) => (tokens, false),
                 Count::Estimated(tokens) => (tokens, true),
@@ -58,6 +59,7 @@ impl Access {
             };
             tracing::info!(
                 target: "access",
+                request_id = %id,
                 route = ?route,
                 outcome = Ending::LABELS[outcome.ending.index()],
                 why = why(outcome.ending),

@@ -4,9 +4,13 @@
 //! Snapshot and the ledger's answers; takes nothing, changes nothing but by [`monitor::aggregate`]. Must never wait for
 //! a node: a dead one costs these routes nothing (I9).
 
+mod aside;
+mod decisions;
 mod exposition;
 mod flamegraph;
 mod health;
+mod ledger;
+mod level;
 mod metrics;
 mod monitor;
 mod reading;
@@ -18,8 +22,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::json;
 
+pub use decisions::decisions;
 pub use flamegraph::flamegraph;
 pub use health::{health, live, ready};
+pub use ledger::ledger_usage;
+pub use level::{log, set_log};
 pub use metrics::metrics;
 pub(crate) use monitor::parameter;
 pub use monitor::{aggregate, config, import, ps_details, stats, token_counts, usage, usage_state, usage_stream};

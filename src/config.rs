@@ -231,6 +231,7 @@ pub struct Limits {
     pub ring: usize,
     /// `None`: from the file limit.
     pub connections: Option<u32>,
+    pub usage_rows: usize,
 }
 
 /// Health and polling.

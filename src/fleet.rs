@@ -36,7 +36,7 @@ use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
 use crate::slots::{Cell, ModelWord, NodeWord, Pair, Queue};
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, Hint, Ordering};
 use crate::usage::counters::Used;
 
 /// The one pointer to the current [`Snapshot`]; shared by everybody, written by the poller alone.
@@ -44,13 +44,15 @@ use crate::usage::counters::Used;
 pub struct Fleet {
     /// The current generation. Workers read it through an `arc_swap::Cache` of their own.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// How late the poller was with what was due, milliseconds: last, and the most since the start.
+    pub lag: Arc<[Hint; 2]>,
 }
 
 impl Fleet {
     /// A fleet that nobody has polled yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty())) }
+        Self { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty())), lag: Arc::default() }
     }
 
     /// The current generation, to keep across an await.
@@ -166,6 +168,25 @@ pub struct NodeView {
     pub draining: bool,
     /// Not configured any more. It keeps its place, since ids are places; monitoring does not show it.
     pub removed: bool,
+    /// Its name as a line of an answer's head, see [`name_line`].
+    pub name_line: Arc<[u8]>,
+}
+
+/// The header line that names a node in answers, ready to be copied; what may not stand in one is percent-encoded.
+#[must_use]
+pub fn name_line(name: &str) -> Arc<[u8]> {
+    use std::io::Write;
+    let mut line = b"X-Herdgate-Node: ".to_vec();
+    for byte in name.bytes() {
+        if byte.is_ascii_graphic() {
+            line.push(byte);
+        } else {
+            // Writing to memory cannot fail.
+            let _ = write!(line, "%{byte:02X}");
+        }
+    }
+    line.extend_from_slice(b"\r\n");
+    line.into()
 }
 
 /// What a node's `/api/ps` said last (for an OpenAI-compatible node: its served models).

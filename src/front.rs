@@ -50,7 +50,7 @@ use crate::usage::meters::Tally;
 /// Serves a connection until either side closes it.
 pub async fn serve(local: Rc<Local>, stream: TcpStream, reserved: bool) {
     let watch = local.watches.add(local.rules().times.client_stall);
-    let client = Rc::new(Client { local, watch, reserved });
+    let client = Rc::new(Client::new(local, watch, reserved));
     client.idle();
     if let Some((stream, read)) = own::serve(&client, stream).await {
         // In a box: hyper's state is large, and most connections never need it.
@@ -101,7 +101,7 @@ async fn handled(
     source: &mut dyn BodySource,
 ) -> Response<OutBody> {
     let key = admitted.key;
-    let inbound = || asking.inbound(&client.local);
+    let inbound = || asking.inbound(client);
     // A request with a body, as nearly all are, costs nothing here.
     let mut form = if source.is_end() { QueryForm::of(asking.path, asking.query) } else { None };
     let source = form.as_mut().map_or(source, |form| form as &mut dyn BodySource);

@@ -152,11 +152,13 @@ impl Gate {
             ledger,
             orders,
             live: Live::new(),
+            decisions: (0..workers).map(|_| Default::default()).collect(),
             instance,
             host_name: host_name(),
             listen,
             gauges: (0..workers).map(|_| Default::default()).collect(),
             body_bytes: Default::default(),
+            aside: Default::default(),
             phase: Default::default(),
         });
         let threads = start_workers(&shared, listeners, rings, &meters, &reports)?;

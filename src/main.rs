@@ -11,18 +11,18 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use herdgate::clock::Clock;
-use herdgate::config::{self, Config, Flags, LogFormat, UsageInjection};
+use herdgate::config::{self, Config, Flags, UsageInjection};
 use herdgate::control::operator::LogLevel;
 use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, Start, StartError};
 use herdgate::import::{self, ImportArgs, ImportError};
+use herdgate::log;
 use herdgate::operator::{Command as Order, Origin};
 use herdgate::package::{self, CompletionsArgs, ManArgs, PackageArgs, PackageError};
 use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
 use herdgate::sim::{self, SimArgs};
 use herdgate::usage::ledger::LedgerError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -252,7 +252,9 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         Flags { listen: args.listen, nodes: args.nodes, data: args.data, workers: args.workers, lenient: args.lenient };
     let origin = origin(args.config, flags);
     let Some(config) = configuration(&origin) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
-    let log_level = log_to_stderr(&config);
+    log::install(&config.log);
+    // What cannot be a level was a mistake in the configuration, which is not taken then.
+    let log_level: LogLevel = Box::new(|level| drop(log::set_level(level)));
     let files = gate::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     // From here on a signal of that kind does not end the process.
@@ -351,28 +353,5 @@ async fn wait_and_drain(gate: &Gate, mut signals: Signals) {
             }
         }
         () = signals.stopped(gate) => tracing::warn!("second signal: ending now"),
-    }
-}
-
-/// Logs from now on; returns what changes the level.
-fn log_to_stderr(config: &Config) -> LogLevel {
-    use std::io::IsTerminal;
-    let filter = EnvFilter::new(&config.log.level);
-    let json = match config.log.format {
-        LogFormat::Json => true,
-        LogFormat::Human => false,
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        let builder = builder.json().flatten_event(true).with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.init();
-        Box::new(move |level| drop(handle.reload(EnvFilter::new(level))))
-    } else {
-        let builder = builder.with_target(false).with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.init();
-        Box::new(move |level| drop(handle.reload(EnvFilter::new(level))))
     }
 }

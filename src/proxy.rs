@@ -10,7 +10,9 @@ mod attempts;
 pub mod behind;
 pub mod body;
 pub mod buffers;
+mod decided;
 mod dial;
+pub mod explain;
 mod failure;
 pub mod headers;
 pub mod hold;
@@ -42,8 +44,9 @@ use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::dialect::{self, Route, name, texts};
 use crate::error::ProxyError;
+use crate::evidence::Why;
 use crate::fleet::NodeView;
-use crate::ids::KeyId;
+use crate::ids::{KeyId, NodeId};
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::{Asked, Inbound};
 use crate::proxy::body::BodySource;
@@ -61,7 +64,7 @@ pub async fn handle(
     source: &mut dyn BodySource,
     key: KeyId,
 ) -> Response<OutBody> {
-    let ticket = Ticket::draw(&client.local, key, route);
+    let ticket = Ticket::draw(client, key, route);
     let gathered = match body::gather(client, inbound.known.announced(), source).await {
         Ok(gathered) => gathered,
         Err(error) => return refuse(client, ticket, route, &error),
@@ -173,7 +176,7 @@ async fn pass(
     plan: &Plan,
 ) -> Response<OutBody> {
     let route = Route::OtherApi;
-    let ticket = Ticket::draw(&client.local, key, route);
+    let ticket = Ticket::draw(client, key, route);
     if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.configured().any(|node| node.cloud)) {
         return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
     }
@@ -192,7 +195,9 @@ async fn pass(
 fn refuse(client: &Client, mut ticket: Ticket, route: Route, error: &ProxyError) -> Response<OutBody> {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     ticket.status = status.as_u16();
-    ticket.end(ending(error), &TailReport::default());
+    let ending = ending(error);
+    ticket.tell(NodeId::NONE, if let Ending::Rejected(why) = ending { Why::Refused(why) } else { Why::Unanswered });
+    ticket.end(ending, &TailReport::default());
     let body = match error {
         ProxyError::Refused(refusal) => refusal.body(route),
         error => dialect::error(route, status.as_u16(), &error.to_string()),

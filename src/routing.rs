@@ -16,6 +16,7 @@
 
 mod any;
 mod cold;
+pub mod explain;
 #[cfg(proxy_locked)]
 pub mod locked;
 mod retry;
@@ -63,7 +64,7 @@ impl Ask<'_> {
     }
 
     /// This candidate may serve the request, its node's state aside.
-    fn admits(&self, snapshot: &Snapshot, candidate: &Candidate) -> bool {
+    pub(crate) fn admits(&self, snapshot: &Snapshot, candidate: &Candidate) -> bool {
         let wrong_kind = self.native && candidate.kind == NodeKind::OpenAi;
         let leaves = candidate.remote && !may_leave_the_house(snapshot, candidate.node);
         !wrong_kind && !leaves && !self.tried.contains(&candidate.node)

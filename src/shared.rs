@@ -7,6 +7,7 @@ use crossbeam::utils::CachePadded;
 use crate::access::Access;
 use crate::clock::Clock;
 use crate::config::{Config, InForce};
+use crate::evidence::Decisions;
 use crate::fleet::Fleet;
 use crate::fleet::fanout::Orders;
 use crate::fleet::fetch::IDLE_MAX;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub operator: Operator,
     /// To the subscribers of live state.
     pub live: Live,
+    /// The last decisions of every worker.
+    pub decisions: Box<[Decisions]>,
     /// Lines of finished requests, to be written.
     pub access: Access,
     /// Identifies this process to itself, so that a node list that leads back here is noticed.
@@ -89,6 +92,8 @@ pub struct Shared {
     pub body_bytes: CachePadded<AtomicU64>,
     /// Per worker.
     pub gauges: Box<[CachePadded<WorkerGauges>]>,
+    /// Long answers being made on threads of their own.
+    pub aside: AtomicU32,
     pub(crate) phase: AtomicU32,
 }
 

@@ -23,6 +23,7 @@ pub mod recorder;
 pub mod series;
 pub mod speed;
 pub mod store;
+mod sums;
 pub mod writer;
 
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};

@@ -17,7 +17,7 @@ use crate::ids::WorkerId;
 use crate::proxy::local::Local;
 use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, Ordering, spawn_local};
-use crate::usage::meters::Mark;
+use crate::usage::meters::{Mark, Tally};
 use crate::usage::recorder::Recorder;
 use crate::worker::accept::Inboxes;
 
@@ -96,6 +96,16 @@ async fn tick(local: Rc<Local>) {
         local.upstreams.tick();
         let meters = local.recorder.meters();
         meters.set(Mark::IdleNodeConnections, local.upstreams.idle() as u64);
+        let counts = local.upstreams.counts();
+        for (tally, so_far) in [
+            (Tally::NodeConnectionsOpened, &counts.opened),
+            (Tally::NodeConnectionsClosed, &counts.closed),
+            (Tally::NodeConnectionsReused, &counts.reused),
+            (Tally::Detached, &counts.detached),
+            (Tally::Lingered, &counts.lingered),
+        ] {
+            meters.publish(tally, so_far.get());
+        }
         meters.raise(Mark::LoopLagMaxUs, late);
         local.recorder.hand_over();
         for watch in local.memory_waiters.take().iter().filter_map(std::rc::Weak::upgrade) {

@@ -30,20 +30,22 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("dialect", &[]),
     ("usage", &[]),
     ("live", &[]),
+    ("log", &[]),
+    ("evidence", &["usage"]),
     ("error", &["dialect", "usage"]),
     ("slots", &["usage"]),
     ("fleet", &["slots", "usage", "http1", "dialect"]),
     ("routing", &["fleet", "slots", "usage"]),
     ("access", &["dialect", "usage"]),
     ("operator", &[]),
-    ("shared", &["access", "operator", "fleet", "slots", "usage", "live"]),
-    ("admin", &["shared", "operator", "fleet", "slots", "usage", "live", "dialect"]),
-    ("proxy", &["shared", "access", "routing", "fleet", "slots", "usage", "http1", "dialect", "error"]),
+    ("shared", &["access", "evidence", "operator", "fleet", "slots", "usage", "live"]),
+    ("admin", &["shared", "log", "evidence", "operator", "fleet", "slots", "usage", "live", "dialect"]),
+    ("proxy", &["shared", "access", "evidence", "routing", "fleet", "slots", "usage", "http1", "dialect", "error"]),
     (
         "front",
         &[
-            "operator", "proxy", "http1", "admin", "live", "shared", "routing", "fleet", "slots", "usage", "dialect",
-            "error",
+            "operator", "proxy", "http1", "admin", "evidence", "live", "shared", "routing", "fleet", "slots", "usage",
+            "dialect", "error",
         ],
     ),
     ("worker", &["front", "proxy", "shared", "routing", "fleet", "slots", "usage", "error"]),
@@ -63,8 +65,10 @@ const DIRECTION: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms on a request's way: no lock type may be named in them.
-const DATA_PLANE: &[&str] =
-    &["clock", "dialect", "error", "front", "http1", "ids", "proxy", "routing", "shared", "slots", "sync", "worker"];
+const DATA_PLANE: &[&str] = &[
+    "clock", "dialect", "error", "evidence", "front", "http1", "ids", "proxy", "routing", "shared", "slots", "sync",
+    "worker",
+];
 
 /// Data-plane files of rooms that are otherwise cold.
 const DATA_PLANE_FILES: &[&str] = &[

@@ -63,6 +63,7 @@ fn node(at: u32, workers: usize) -> NodeView {
         times: OwnTimes::default(),
         draining: false,
         removed: false,
+        name_line: herdgate::fleet::name_line("node"),
     }
 }
 

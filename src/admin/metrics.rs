@@ -50,6 +50,8 @@ metrics! {
     Answers = "herdgate_answers_total", Counter, "Answers by class of status; none: the client left before one.";
     FirstByte = "herdgate_first_byte_seconds", Histogram, "From a request's arrival to the first byte of its answer.";
     QueueWait = "herdgate_queue_wait_seconds", Histogram, "Waiting for a slot, of requests that waited.";
+    Gap = "herdgate_token_gap_seconds", Histogram, "Between two arrivals of a streamed answer's bytes: a token each, or as many as came together.";
+    Load = "herdgate_load_seconds", Histogram, "Load time that nodes report, of requests whose node does.";
     Total = "herdgate_request_seconds", Histogram, "From a request's arrival to its end.";
     InFlight = "herdgate_in_flight", Gauge, "Slots held now, by node and model.";
     Started = "herdgate_started_total", Counter, "Slots ever taken, by node and model.";
@@ -68,6 +70,10 @@ metrics! {
     Conflicts = "herdgate_digest_conflicts", Gauge, "Models whose nodes disagree about their digest.";
     Generation = "herdgate_snapshot_generation", Gauge, "Generation of the fleet's snapshot.";
     SnapshotAge = "herdgate_snapshot_age_seconds", Gauge, "Age of the fleet's snapshot.";
+    PollLag = "herdgate_poll_lag_seconds", Gauge, "How late the poller was with what was due last.";
+    PollLagMax = "herdgate_poll_lag_max_seconds", Gauge, "How late the poller was at worst since the start.";
+    NodePollAge = "herdgate_node_poll_age_seconds", Gauge, "Since a node told what it has loaded, of nodes that ever did.";
+    NodeStateAge = "herdgate_node_state_seconds", Gauge, "Since a node's health last changed.";
     Names = "herdgate_model_names", Gauge, "Models that have a name of their own in ledger and metrics.";
     Connections = "herdgate_client_connections", Gauge, "Client connections open, by worker.";
     ConnectionBound = "herdgate_client_connections_max", Gauge, "Client connections at most.";
@@ -83,7 +89,7 @@ metrics! {
     LedgerRowsUnwritten = "herdgate_ledger_rows_unwritten", Gauge, "Rows in memory that the store lacks.";
     LedgerEvents = "herdgate_ledger_events_total", Counter, "Events folded into rows.";
     LedgerEventsLost = "herdgate_ledger_events_lost_total", Counter, "Events that found no room: missing in the ledger, counted here.";
-    LedgerFoldedEarly = "herdgate_ledger_minutes_folded_early_total", Counter, "Minute rows folded into their day because memory was full.";
+    LedgerFoldedEarly = "herdgate_ledger_folded_early_total", Counter, "Minute rows folded into their day because memory was full.";
     LedgerCommits = "herdgate_ledger_commits_total", Counter, "Commits of the store.";
     LedgerCommitsFailed = "herdgate_ledger_commits_failed_total", Counter, "Commits that failed.";
     Operations = "herdgate_administration_total", Counter, "Operations on models over the fleet, by kind and what came of them.";
@@ -135,6 +141,8 @@ pub(crate) struct Reading {
     pub(crate) conflicts: u64,
     pub(crate) generation: u64,
     pub(crate) published: Millis,
+    /// Last, and the most since the start.
+    pub(crate) poll_lag_ms: [Millis; 2],
     pub(crate) names: u64,
     /// Reloads applied, and refused.
     pub(crate) reloads: (u64, u64),
@@ -196,6 +204,8 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::Requests | M::Rejections | M::Answers => requests(metric, &read.sums, text),
         M::FirstByte => text.distribution(&[], &distribution(&read.sums.first_byte)),
         M::QueueWait => text.distribution(&[], &distribution(&read.sums.queue_wait)),
+        M::Gap => text.distribution(&[], &distribution(&read.sums.gap)),
+        M::Load => text.distribution(&[], &distribution(&read.sums.load)),
         M::Total => text.distribution(&[], &distribution(&read.sums.total)),
         M::InFlight => by_pair(read, text, |pair| pair.in_flight),
         M::Started => by_pair(read, text, |pair| pair.starts),
@@ -211,6 +221,10 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::Conflicts => text.whole(&[], read.conflicts),
         M::Generation => text.whole(&[], read.generation),
         M::SnapshotAge => text.seconds_of_ms(&[], read.now.saturating_sub(read.published)),
+        M::PollLag => text.seconds_of_ms(&[], read.poll_lag_ms[0]),
+        M::PollLagMax => text.seconds_of_ms(&[], read.poll_lag_ms[1]),
+        M::NodePollAge => ages(read, text, |node| node.ps.at()),
+        M::NodeStateAge => ages(read, text, |node| Some(node.since)),
         M::Names => text.whole(&[], read.names),
         M::ConnectionBound => text.whole(&[], read.connection_bound),
         M::BodyMemory => text.whole(&[], read.body_bytes),
@@ -298,6 +312,15 @@ fn sick(read: &Reading, text: &mut Exposition) {
     }
 }
 
+/// Since when something holds, by node; nodes of which it does not are left out.
+fn ages(read: &Reading, text: &mut Exposition, since: impl Fn(&NodeReading) -> Option<Millis>) {
+    for node in &read.nodes {
+        if let Some(since) = since(node) {
+            text.seconds_of_ms(&[("node", &node.name)], read.now.saturating_sub(since));
+        }
+    }
+}
+
 fn by_worker(metric: Metric, read: &Reading, text: &mut Exposition) {
     for (number, worker) in read.workers.iter().enumerate() {
         let number = number.to_string();
@@ -367,7 +390,7 @@ mod tests {
             now: 2500,
             started_unix_ms: 1_700_000_000_250,
             sums,
-            tallies: reading::shown().map(|tally| (tally, 3)).collect(),
+            tallies: Tally::ALL.map(|tally| (tally, 3)).into(),
             nodes: vec![node("http://a:1", true), node("odd \"name\"\\", false)],
             pairs: vec![pair("http://a:1", "m:latest", 2, 40)],
             queues: vec![("m:latest".into(), 1)],
@@ -377,6 +400,7 @@ mod tests {
             conflicts: 0,
             generation: 7,
             published: 1000,
+            poll_lag_ms: [3, 40],
             names: 1,
             reloads: (1, 2),
             last_reload: Arc::default(),
@@ -400,7 +424,7 @@ mod tests {
     fn the_text_is_strictly_valid_and_every_family_has_samples() {
         let text = exposed(&read());
         let families = parse(&text);
-        assert_eq!(families.len(), Metric::ALL.len() + reading::shown().count());
+        assert_eq!(families.len(), Metric::ALL.len() + Tally::ALL.len());
         for (name, (_, samples)) in &families {
             assert!(!samples.is_empty(), "{name} has no sample");
             assert!(name.starts_with("herdgate_") || name == "process_start_time_seconds", "{name}");

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::metrics::Reading;
+use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::fleet::{NodePs, NodeView};
 use crate::ids::{ModelId, NodeId};
@@ -33,6 +34,8 @@ pub(crate) struct NodeReading {
     /// What is wrong with it though it serves: the kind, and in words.
     pub(crate) sick: Vec<(&'static str, String)>,
     pub(crate) cause: Arc<str>,
+    /// Since when it is so.
+    pub(crate) since: Millis,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) ps: Arc<NodePs>,
 }
@@ -49,6 +52,7 @@ impl NodeReading {
             open: node.word.is_open(),
             sick: sick(node),
             cause: node.cause.clone(),
+            since: node.since,
             version: node.version.clone(),
             ps: node.ps.clone(),
         }
@@ -173,7 +177,7 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         now,
         started_unix_ms: shared.clock.unix_ms().saturating_sub(now),
         sums: shared.meters.sums(),
-        tallies: shown().map(|tally| (tally, tallied(shared, tally))).collect(),
+        tallies: Tally::ALL.map(|tally| (tally, tallied(shared, tally))).into(),
         nodes: nodes(shared),
         pairs: pairs(shared),
         queues: queues(shared),
@@ -185,6 +189,7 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         conflicts: snapshot.models.values().filter(|model| model.conflict).count() as u64,
         generation: snapshot.generation,
         published: snapshot.published,
+        poll_lag_ms: shared.fleet.lag.each_ref().map(crate::sync::Hint::get),
         names: shared.names.models() as u64,
         connection_bound: u64::from(shared.connection_bound()),
         body_bytes: shared.body_bytes.load(Ordering::Relaxed),
@@ -192,18 +197,6 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         open_listener: !shared.listen.ip().is_loopback() && shared.config.now().router_keys.is_empty(),
         administration: shared.orders.tally().sums(),
     }
-}
-
-/// Tallies that somebody counts; the others would stand there as zeros that mean nothing.
-pub(crate) fn shown() -> impl Iterator<Item = Tally> {
-    const UNCOUNTED: [Tally; 5] = [
-        Tally::NodeConnectionsOpened,
-        Tally::NodeConnectionsClosed,
-        Tally::NodeConnectionsReused,
-        Tally::Detached,
-        Tally::Lingered,
-    ];
-    Tally::ALL.into_iter().filter(|tally| !UNCOUNTED.contains(tally))
 }
 
 /// What accepting did is written to the gauges, which handing over reads; everything else to the meters.
@@ -275,8 +268,9 @@ pub(crate) mod tests {
             open: up,
             sick: Vec::new(),
             cause: if up { "" } else { "connection refused" }.into(),
+            since: 500,
             version: up.then(|| "0.12.0".into()),
-            ps: Arc::new(NodePs::default()),
+            ps: Arc::new(NodePs::new(2000, Vec::new())),
         }
     }
 

@@ -88,6 +88,7 @@ impl Default for Limits {
             max_body_bytes: 128 * MIB,
             body_memory_bytes: 512 * MIB,
             unsent_bytes: 256 * 1024,
+            usage_rows: 10_000,
             head_bytes: 64 * 1024,
             queue_length: 1024,
             names: 65_536,

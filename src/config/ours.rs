@@ -323,6 +323,7 @@ fn limits(mut section: Section, walk: &mut Walk, limits: &mut Limits) {
     section.set(walk, "ring", &mut limits.ring, number(64, 16_000_000));
     // 64 are kept back for our own routes; one more is a gate for one client.
     section.set(walk, "connections", &mut limits.connections, auto_or(number(65, 10_000_000)));
+    section.set(walk, "usage_rows", &mut limits.usage_rows, number(1, 1_000_000));
     section.finish(walk);
 }
 

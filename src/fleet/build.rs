@@ -17,7 +17,7 @@ use crate::fleet::listing::{self, Source};
 use crate::fleet::node::{Node, Now};
 use crate::fleet::reconfigure::Told;
 use crate::fleet::weave::{Edit, woven};
-use crate::fleet::{Candidate, Listing, Model, NodeView, OwnTimes, Snapshot};
+use crate::fleet::{Candidate, Listing, Model, NodeView, OwnTimes, Snapshot, name_line};
 use crate::ids::NodeId;
 use crate::slots::{Cell, Limit, Pair};
 use crate::sync::Arc;
@@ -162,6 +162,7 @@ impl Facts {
             times: OwnTimes::of(&node.config.timeouts),
             draining: node.draining,
             removed: node.removed,
+            name_line: name_line(&node.name),
         })
     }
 

@@ -82,7 +82,7 @@ impl Poller {
         // Each node has at most five questions under way, so that no answer waits for room.
         let (answer, answers) = flume::bounded(clients.len() * 5 + 1);
         let (storing, stored) = flume::bounded(1);
-        let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot) };
+        let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot), lag: Arc::clone(&fleet.lag) };
         let (clock, store_at) = (clock.clone(), now.ms + STORE_FIRST_MS);
         let (retired, speeds) = (Vec::new(), Arc::default());
         let mut poller = Self {
@@ -115,12 +115,16 @@ impl Poller {
     /// Needs a `LocalSet`. Cancel safe: nothing is lost when it is dropped between two awaits; call it again.
     pub async fn step(&mut self) -> Capacity {
         self.ask();
-        let wait = Duration::from_millis(self.facts.next_due().saturating_sub(self.clock.now()));
+        let due = self.facts.next_due();
+        let wait = Duration::from_millis(due.saturating_sub(self.clock.now()));
         tokio::select! {
             told = self.answers.recv_async() => if let Ok(told) = told { self.take(&told.job, told.result); },
             report = next(&self.reports) => self.facts.report(report, now(&self.clock)),
             () = tokio::time::sleep(wait) => {}
         }
+        let [last, most] = &*self.fleet.lag;
+        last.set(self.clock.now().saturating_sub(due));
+        most.raise(last.get());
         while let Ok(told) = self.answers.try_recv() {
             self.take(&told.job, told.result);
         }

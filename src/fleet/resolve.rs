@@ -282,6 +282,7 @@ mod tests {
             times: OwnTimes::default(),
             draining: false,
             removed: false,
+            name_line: crate::fleet::name_line("node"),
         })
     }
 

@@ -19,7 +19,7 @@ use crate::ids::KeyId;
 use crate::proxy::answer::{self, OutBody};
 use crate::proxy::asked::{self, Inbound};
 use crate::proxy::headers::{self, Known};
-use crate::proxy::local::{Client, Local};
+use crate::proxy::local::Client;
 use crate::proxy::text::Text;
 use crate::shared::Phase;
 use crate::usage::Rejection;
@@ -51,13 +51,14 @@ impl<'r> Asking<'r> {
     }
 
     /// The same as the proxy takes it. Its lines are handed out once.
-    pub(super) fn inbound(&self, local: &Local) -> Inbound<'r> {
+    pub(super) fn inbound(&self, client: &Client) -> Inbound<'r> {
         let nothing = Bytes::new();
         let (lines, whole) = match &self.lines {
             HeadLines::Own(lines, head) => (lines.take(), *head),
             HeadLines::Map(map) => {
-                let mut lines = Lines::in_buffer(local.upstreams.buffer());
+                let mut lines = Lines::in_buffer(client.local.upstreams.buffer());
                 headers::to_node(&mut lines, || headers::of_map(map), self.known.names_headers);
+                lines.push_parsed(headers::REQUEST_ID, client.request_id.get().as_bytes());
                 (lines, &nothing)
             }
         };
@@ -240,7 +241,7 @@ fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<Ou
 /// The process is draining, or the last places are kept for our own routes.
 fn busy(client: &Client, path: &str) -> Response<OutBody> {
     let draining = client.local.shared.phase() >= Phase::Draining;
-    client.local.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
+    client.reject(if draining { Rejection::Draining } else { Rejection::NoNode });
     let text = if draining { "the gate is shutting down" } else { "the gate has no free connection" };
     let body = crate::dialect::error(family_of(path), 503, text);
     let mut response = answer::error(StatusCode::SERVICE_UNAVAILABLE, body, Some(5));
@@ -255,7 +256,7 @@ fn refuse_key(client: &Client, handler: Handler<'_>, path: &str, access: Access)
         _ => (StatusCode::FORBIDDEN, "Invalid NOMYO Router API key"),
     };
     if matches!(handler, Handler::Proxy(_)) {
-        client.local.reject(Rejection::Forbidden);
+        client.reject(Rejection::Forbidden);
     }
     if matches!(handler, Handler::Admin(route) if route.is_ancestors()) {
         return answer::whole(status, "application/json", format!("{{\"detail\":\"{text}\"}}"));

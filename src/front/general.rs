@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::front::checks::{self, Asking, Door, HeadLines};
 use crate::front::io::ClientIo;
 use crate::front::perform;
+use crate::http1::Lines;
 use crate::proxy::answer::OutBody;
 use crate::proxy::headers::{self, Known};
 use crate::proxy::local::Client;
@@ -66,6 +67,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutB
         known: Known::read(headers::of_map(&head.headers)),
         lines: HeadLines::Map(&head.headers),
     };
+    client.begin(asking.known.request_id);
     client.watch.disarm();
     let mut response = match checks::admit(&client, &asking) {
         Door::Continue(admitted) => perform(&client, &admitted, &asking, &mut incoming).await,
@@ -78,5 +80,8 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Response<OutB
         let ours = std::mem::replace(response.headers_mut(), lines);
         response.headers_mut().extend(ours);
     }
+    let mut told = Vec::new();
+    client.tell(&mut told);
+    headers::append(response.headers_mut(), Lines::holding(told).iter());
     response
 }

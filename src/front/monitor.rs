@@ -12,14 +12,18 @@ use http::{HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Frame};
 
 use crate::admin::{self, Answer};
+use crate::dialect::Route;
 use crate::front::checks::Asking;
 use crate::front::routes::AdminRoute;
 use crate::ids::KeyId;
 use crate::live::EventStream;
 use crate::proxy::answer::BodyError;
 use crate::proxy::answer::{self, OutBody};
+use crate::proxy::asked::Asked;
 use crate::proxy::body::{self, BodySource};
+use crate::proxy::explain;
 use crate::proxy::local::Client;
+use crate::shared::Shared;
 
 /// Answers a monitoring route; the key was checked before.
 pub(super) async fn answer(
@@ -44,7 +48,7 @@ pub(super) async fn answer(
         {
             admin::error(StatusCode::FORBIDDEN, "an import needs a router key here (administration)")
         }
-        AdminRoute::Stats | AdminRoute::Aggregate | AdminRoute::Import => {
+        AdminRoute::Stats | AdminRoute::Aggregate | AdminRoute::Import | AdminRoute::Explain | AdminRoute::SetLog => {
             let body = match body::gather(client, asking.known.announced(), source).await {
                 Ok(gathered) => gathered.bytes,
                 Err(error) => {
@@ -57,6 +61,8 @@ pub(super) async fn answer(
             match route {
                 AdminRoute::Stats => admin::stats(&shared, query, &body).await,
                 AdminRoute::Import => admin::import(&shared, &body).await,
+                AdminRoute::Explain => explain(client, asking, body).await,
+                AdminRoute::SetLog => set_log(&shared, &body, key),
                 _ => admin::aggregate(&shared, &body, key != KeyId::NONE).await,
             }
         }
@@ -67,10 +73,32 @@ pub(super) async fn answer(
         AdminRoute::Live => admin::live(),
         AdminRoute::Status => admin::status(&shared),
         AdminRoute::Ready => admin::ready(&shared),
+        AdminRoute::Decisions => admin::decisions(&shared, query).await,
+        AdminRoute::LedgerUsage => admin::ledger_usage(&shared, query, asking.known.accept).await,
+        AdminRoute::Log => admin::log(),
         AdminRoute::Flamegraph if !client.local.rules().config.debug.flamegraph => return answer::not_found(),
         AdminRoute::Flamegraph => admin::flamegraph(&shared, query).await,
     };
     whole(answer)
+}
+
+/// A dry run of the request in this body; `?route=` says on which route.
+async fn explain(client: &Rc<Client>, asking: &Asking<'_>, body: Bytes) -> Answer {
+    let path = asking.query.and_then(|query| admin::parameter(query, "route"));
+    let Some(route) = explain::route(path.as_deref()) else {
+        let paths: Vec<_> = Route::ALL.into_iter().filter_map(Route::path).collect();
+        return admin::error(StatusCode::BAD_REQUEST, &format!("route must be one of {}", paths.join(", ")));
+    };
+    let asked = Asked::read(route, asking.inbound(client), body).await;
+    Answer::json(explain::explained(client, &asked).to_string())
+}
+
+/// Only who may administer models decides how much is logged: `debug` costs, `off` hides.
+fn set_log(shared: &Shared, body: &[u8], key: KeyId) -> Answer {
+    if !shared.config.now().administration.admits(shared.listen.ip().is_loopback(), key) {
+        return admin::error(StatusCode::FORBIDDEN, "changing the log level needs a router key here (administration)");
+    }
+    admin::set_log(body)
 }
 
 /// An event stream as an answer's body.

@@ -178,6 +178,7 @@ impl Connection {
         let lines = || found.lines.iter().map(|line| (line.name.as_bytes(), line.value));
         let known = Known { names_headers: found.names_headers, ..Known::read(lines()) };
         let asking = asking(method, &found, known, head);
+        let id = self.client.begin(asking.known.request_id);
         self.client.watch.disarm();
         let door = checks::admit(&self.client, &asking);
         if let (Door::Continue(Admitted { work, .. }), HeadLines::Own(own, _)) = (&door, &asking.lines)
@@ -185,6 +186,7 @@ impl Connection {
         {
             let mut picked = Lines::in_buffer(self.client.local.upstreams.buffer());
             headers::to_node(&mut picked, lines, found.names_headers);
+            picked.push_parsed(headers::REQUEST_ID, id.as_bytes());
             own.set(picked);
         }
         *self.body.borrow_mut() = Incoming::new(found.framing, self.head_bytes_max(), asking.known.expect.is_some());
@@ -242,7 +244,8 @@ impl Connection {
             _ => None,
         };
         let head = output::Head { status: response.status(), ours: response.headers(), node, framing, close };
-        output::head(&mut output, &head, |out| local.date(|date| out.extend_from_slice(date.as_bytes())));
+        let date = |out: &mut Vec<u8>| local.date(|date| out.extend_from_slice(date.as_bytes()));
+        output::head(&mut output, &head, |out| self.client.tell(out), date);
         if let OutBody::Stream(body) = response.body_mut() {
             body.head_sent();
         }

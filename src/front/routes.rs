@@ -77,13 +77,36 @@ pub enum AdminRoute {
     Status,
     /// `/herdgate/import`
     Import,
+    /// `/herdgate/decisions`
+    Decisions,
+    /// `/herdgate/explain`
+    Explain,
+    /// `GET /herdgate/log`
+    Log,
+    /// `POST /herdgate/log`
+    SetLog,
+    /// `/herdgate/usage`
+    LedgerUsage,
 }
 
 impl AdminRoute {
     /// A route of the ancestor's: its errors take the ancestor's form.
     #[must_use]
     pub fn is_ancestors(self) -> bool {
-        !matches!(self, Self::Metrics | Self::Live | Self::Ready | Self::Flamegraph | Self::Status | Self::Import)
+        !matches!(
+            self,
+            Self::Metrics
+                | Self::Live
+                | Self::Ready
+                | Self::Flamegraph
+                | Self::Status
+                | Self::Import
+                | Self::Decisions
+                | Self::Explain
+                | Self::Log
+                | Self::SetLog
+                | Self::LedgerUsage
+        )
     }
 
     /// Needs no router key.
@@ -162,6 +185,7 @@ fn allow(entry: &Entry<'_>) -> &'static str {
     match (entry.head.is_some(), entry.get.is_some(), entry.post.is_some(), entry.delete.is_some()) {
         (true, true, ..) => "HEAD, GET",
         (true, false, true, _) => "HEAD, POST",
+        (false, true, true, _) => "GET, POST",
         (_, true, ..) => "GET",
         (_, _, true, _) => "POST",
         _ => "DELETE",
@@ -243,6 +267,10 @@ fn admin_entry(path: &str) -> Option<Entry<'_>> {
         "/metrics" => Entry { get: admin(A::Metrics), ..NOTHING },
         "/herdgate/live" => Entry { get: admin(A::Live), head: admin(A::Live), ..NOTHING },
         "/herdgate/import" => post(Handler::Admin(A::Import)),
+        "/herdgate/decisions" => Entry { get: admin(A::Decisions), ..NOTHING },
+        "/herdgate/explain" => Entry { post: admin(A::Explain), ..NOTHING },
+        "/herdgate/log" => Entry { get: admin(A::Log), post: admin(A::SetLog), ..NOTHING },
+        "/herdgate/usage" => Entry { get: admin(A::LedgerUsage), ..NOTHING },
         "/herdgate/debug/flamegraph" => Entry { get: admin(A::Flamegraph), ..NOTHING },
         "/herdgate/ready" => Entry { get: admin(A::Ready), head: admin(A::Ready), ..NOTHING },
         _ => return None,

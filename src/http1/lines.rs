@@ -17,6 +17,12 @@ impl Lines {
         Self { bytes }
     }
 
+    /// Lines that were written elsewhere, each clean and with its end.
+    #[must_use]
+    pub(crate) fn holding(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
     /// Appends a line. Bytes that would end it (CR, LF, NUL) are left out, as is a colon in the name.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.bytes.reserve(name.len() + value.len() + 4);

@@ -16,6 +16,7 @@ use crate::clock::Millis;
 use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
+use crate::evidence::Why;
 use crate::http1::{Framing, ResponseHead};
 use crate::ids::{ModelId, NodeId};
 use crate::proxy::answer::OutBody;
@@ -332,6 +333,7 @@ fn forward_whole(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Respons
 /// Forwards a node's words for a name that nobody has; counted as a request that no node was to serve.
 fn forward_unknown(mut ticket: Ticket, asked: &Asked, answer: Buffered) -> Response<OutBody> {
     (ticket.node, ticket.pair, ticket.status) = (NodeId::NONE, None, answer.head.status.as_u16());
+    ticket.tell(NodeId::NONE, Why::Refused(Rejection::UnknownModel));
     ticket.end(Ending::Rejected(Rejection::UnknownModel), &TailReport::default());
     forward_whole(ticket, asked, answer)
 }

@@ -17,12 +17,15 @@ pub struct Known<'h> {
     pub hosts: usize,
     pub origin: Option<&'h [u8]>,
     pub expect: Option<&'h [u8]>,
+    pub accept: Option<&'h [u8]>,
     pub authorization: Option<&'h [u8]>,
     pub api_key: Option<&'h [u8]>,
     pub content_type: Option<&'h [u8]>,
     pub content_encoding: Option<&'h [u8]>,
     pub content_length: Option<&'h [u8]>,
     pub transfer_encoding: Option<&'h [u8]>,
+    /// `x-request-id`
+    pub request_id: Option<&'h [u8]>,
     /// `x-herdgate-max-wait`
     pub max_wait: Option<&'h [u8]>,
     /// `x-herdgate-nodes`
@@ -51,12 +54,14 @@ impl<'h> Known<'h> {
             }
             6 if is("origin") => &mut self.origin,
             6 if is("expect") => &mut self.expect,
+            6 if is("accept") => &mut self.accept,
             9 if is("x-api-key") => &mut self.api_key,
             10 if is("connection") => {
                 self.names_headers |= named(value).next().is_some();
                 return;
             }
             12 if is("content-type") => &mut self.content_type,
+            12 if is(REQUEST_ID) => &mut self.request_id,
             13 if is("authorization") => &mut self.authorization,
             14 if is("content-length") => &mut self.content_length,
             16 if is("content-encoding") => &mut self.content_encoding,
@@ -110,13 +115,17 @@ fn is_hop_by_hop(name: &[u8]) -> bool {
     }
 }
 
-/// Headers of a request that stay here.
+/// The header with a request's id, as nodes see it.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// Headers of a request that stay here; of those that name it, ours goes on.
 fn stays_here(name: &[u8]) -> bool {
     let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
     match name.len() {
         4 => is("host"),
         6 => is("origin") || is("cookie") || is("expect"),
         9 => is("x-api-key"),
+        12 => is(REQUEST_ID),
         13 => is("authorization"),
         14 => is("content-length"),
         15 => is("accept-encoding"),
@@ -153,13 +162,15 @@ where
     }
 }
 
-/// The lines of a node's head that the client may see; framing and CORS are ours to set.
+/// The lines of a node's head that the client may see; framing, CORS and what names the request are ours to set.
 pub fn to_client(lines: &Lines) -> impl Iterator<Item = (&[u8], &[u8])> {
     let names_headers = lines.get("connection").is_some_and(|value| named(value).next().is_some());
     lines.iter().filter(move |(name, _)| {
         let ours = is_hop_by_hop(name)
             || name.eq_ignore_ascii_case(b"content-length")
             || begins(name, b"access-control-")
+            || begins(name, b"x-herdgate-")
+            || name.eq_ignore_ascii_case(REQUEST_ID.as_bytes())
             || (names_headers && is_named(lines.iter(), name));
         !ours
     })
@@ -169,12 +180,17 @@ pub fn to_client(lines: &Lines) -> impl Iterator<Item = (&[u8], &[u8])> {
 #[must_use]
 pub fn to_map(lines: &Lines) -> HeaderMap {
     let mut map = HeaderMap::new();
-    for (name, value) in to_client(lines) {
+    append(&mut map, to_client(lines));
+    map
+}
+
+/// Appends lines to a map.
+pub fn append<'l>(map: &mut HeaderMap, lines: impl Iterator<Item = (&'l [u8], &'l [u8])>) {
+    for (name, value) in lines {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
             map.append(name, value);
         }
     }
-    map
 }
 
 /// The query without `api_key`; `None` if nothing is left.
@@ -213,6 +229,7 @@ mod tests {
             ("te", "trailers"),
             ("upgrade", "h2c"),
             ("X-Herdgate-Max-Wait", "3"),
+            ("X-Request-ID", "7"),
             ("access-control-request-method", "POST"),
             ("Content-Type", "application/json"),
             ("user-agent", "GitHubCopilotChat/1"),
@@ -227,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_and_cors_of_a_node_stay_behind() {
+    fn framing_cors_and_names_of_a_node_stay_behind() {
         let mut lines = Lines::default();
         for (name, value) in [
             ("Content-Type", "text/event-stream"),
@@ -235,6 +252,8 @@ mod tests {
             ("Keep-Alive", "timeout=5, max=100"),
             ("Access-Control-Allow-Origin", ""),
             ("X-Hop", "1"),
+            ("X-Request-ID", "the node's own"),
+            ("X-Herdgate-Node", "another gate's"),
             ("Cache-Control", "no-cache"),
             ("Content-Length", "5"),
             ("Transfer-Encoding", "chunked"),

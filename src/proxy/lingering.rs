@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::upstream::{Detached, Held, Inner};
+use super::upstream::{Detached, Held, Inner, count};
 use super::wire::Wire;
 use crate::ids::NodeId;
 
@@ -139,7 +139,13 @@ impl<P: Held> Lingering<P> {
             other => other,
         };
         let now_us = inner.clock.now_us();
-        let Some(mode) = on_leave(leave, wire.sent_at_us, wire.status.is_some(), now_us) else { return };
+        let mode = on_leave(leave, wire.sent_at_us, wire.status.is_some(), now_us);
+        match mode {
+            None | Some(Mode::Linger) => count(&inner.counts.lingered),
+            Some(Mode::Detached { .. }) => count(&inner.counts.detached),
+            Some(Mode::Drain { .. }) => {}
+        }
+        let Some(mode) = mode else { return };
         let sent_at_us = wire.sent_at_us.unwrap_or(now_us);
         if matches!(mode, Mode::Detached { .. }) {
             self.detached.set(self.detached.get() + 1);

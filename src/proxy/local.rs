@@ -11,10 +11,12 @@ use arc_swap::cache::Cache;
 
 use crate::clock::{Clock, Millis};
 use crate::config::Reader;
+use crate::evidence::{Chosen, Decisions, Why};
 use crate::fleet::Snapshot;
 use crate::fleet::progress::Awaiting;
 use crate::fleet::report::Reports;
-use crate::ids::{KeyId, ModelId, NodeId, WorkerId};
+use crate::http1::push_decimal;
+use crate::ids::{KeyId, ModelId, NodeId, RequestId, WorkerId};
 use crate::proxy::buffers::Buffers;
 use crate::proxy::hold::Hold;
 use crate::proxy::rules::Rules;
@@ -61,6 +63,8 @@ pub struct Local {
     date: RefCell<(u64, String)>,
     /// When a refused Host or Origin was last logged.
     refusal_logged: Cell<Option<Millis>>,
+    /// The last id given out, and its count.
+    request_id: Cell<(RequestId, u64)>,
 }
 
 /// What requests of one client connection share.
@@ -71,9 +75,72 @@ pub struct Client {
     pub watch: Rc<Watch>,
     /// One of the last 64 places: only our own routes are served.
     pub reserved: bool,
+    /// The request being served.
+    pub request_id: Cell<RequestId>,
+    /// Where it went and why.
+    pub chosen: Cell<Chosen>,
+    /// The same among this worker's last decisions.
+    pub decision: Cell<Option<u64>>,
 }
 
 impl Client {
+    /// A connection that has asked for nothing yet.
+    #[must_use]
+    pub fn new(local: Rc<Local>, watch: Rc<Watch>, reserved: bool) -> Self {
+        Self {
+            local,
+            watch,
+            reserved,
+            request_id: Cell::new(RequestId::NONE),
+            chosen: Cell::new(Chosen::NOTHING),
+            decision: Cell::new(None),
+        }
+    }
+
+    /// A request begins: it keeps the id that its client gave it if that is sane, else it gets one of ours.
+    pub fn begin(&self, sent: Option<&[u8]>) -> RequestId {
+        let id = sent.and_then(RequestId::of_client).unwrap_or_else(|| self.local.next_request_id());
+        self.request_id.set(id);
+        self.chosen.set(Chosen::NOTHING);
+        self.decision.set(None);
+        id
+    }
+
+    /// Refuses the request before anything is known of it: counted, and said in the answer.
+    pub fn reject(&self, why: Rejection) {
+        self.chosen.set(Chosen::refused(Why::Refused(why)));
+        self.local.reject(why);
+    }
+
+    /// Appends the lines that tell of the request: its id, and (unless `headers` is off) its node and the reason.
+    pub fn tell(&self, out: &mut Vec<u8>) {
+        let id = self.request_id.get();
+        if id == RequestId::NONE {
+            return;
+        }
+        out.extend_from_slice(b"X-Request-Id: ");
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        let Chosen { node, why, retries, queue_us } = self.chosen.get();
+        if why == Why::Undecided || !self.local.rules().config.headers {
+            return;
+        }
+        self.local.with_snapshot(|snapshot| {
+            if let Some(node) = snapshot.node(node) {
+                out.extend_from_slice(&node.name_line);
+            }
+        });
+        out.extend_from_slice(b"X-Herdgate-Reason: ");
+        out.extend_from_slice(why.label().as_bytes());
+        for (what, count) in [(&b"; retries="[..], u64::from(retries)), (b"; waited_ms=", queue_us / 1000)] {
+            if count > 0 {
+                out.extend_from_slice(what);
+                push_decimal(out, count);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
     /// The answer is out: the connection waits for its next request.
     pub fn idle(&self) {
         let times = self.local.rules().times;
@@ -104,6 +171,7 @@ impl Local {
             random: Cell::new(0x9e37_79b9 ^ u32::try_from(id.0).unwrap_or(1).wrapping_mul(0x85eb_ca6b)),
             date: RefCell::default(),
             refusal_logged: Cell::new(None),
+            request_id: Cell::new((RequestId::made(shared.clock.unix_ms(), id, 0), 0)),
             shared,
         }
     }
@@ -142,6 +210,21 @@ impl Local {
             *date = (second, text.unwrap_or_default());
         }
         write(&date.1);
+    }
+
+    /// An id for a request that came without one: this worker's next. No lock, no allocation, no look at a clock.
+    #[must_use]
+    pub fn next_request_id(&self) -> RequestId {
+        let (last, count) = self.request_id.get();
+        let next = (last.with_count(count + 1), count + 1);
+        self.request_id.set(next);
+        next.0
+    }
+
+    /// This worker's last decisions.
+    #[must_use]
+    pub fn decisions(&self) -> &Decisions {
+        &self.shared.decisions[self.id.0]
     }
 
     /// This worker's gauges.

@@ -10,9 +10,11 @@ use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::dialect::Route;
 use crate::error::ProxyError;
+use crate::evidence::Why;
 use crate::fleet::{Model, NodeView, OwnTimes, Snapshot, Target};
 use crate::ids::NodeId;
 use crate::proxy::asked::Asked;
+use crate::proxy::decided;
 use crate::proxy::local::Client;
 use crate::proxy::local::Local;
 use crate::proxy::plan::Plan;
@@ -122,7 +124,7 @@ pub(super) async fn reserve(
         client.watch.disarm();
         ticket.queue_us += local.clock.now_us().saturating_sub(waits_from_us);
         let (cell, taken) = granted?;
-        if let Some(reserved) = accept(local, plan, cell, taken) {
+        if let Some(reserved) = accept(local, ticket, (asked, plan, tried), cell, taken) {
             return Ok(noted(client, ticket, reserved));
         }
     }
@@ -169,12 +171,14 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
         Plan::Model(key) => {
             let model = snapshot.models.get(key.as_str()).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
-            with_slot(local, snapshot, model, asked, tried)
+            with_slot(local, ticket, (snapshot, model), asked, tried)
         }
         Plan::Details(key) | Plan::Unload(key) => {
             let model = snapshot.models.get(key.as_str()).ok_or_else(|| nodes_down(asked))?;
             ticket.model = model.id;
-            details(local, snapshot, model, asked, tried).map(Now::Go)
+            let reserved = details(local, snapshot, model, asked, tried)?;
+            decided::plainly(ticket, reserved.node, Why::Details, tried.len());
+            Ok(Now::Go(reserved))
         }
         Plan::Anywhere | Plan::Unknown | Plan::Cloud => {
             let cloud = *plan == Plan::Cloud;
@@ -186,6 +190,8 @@ fn now(local: &Rc<Local>, ticket: &mut Ticket, asked: &Asked, plan: &Plan, tried
             let node = routing::pick_any(snapshot, &ollama)
                 .or_else(|| if only_ollama { None } else { routing::pick_any(snapshot, &any) })
                 .ok_or_else(|| nodes_down(asked))?;
+            let why = if cloud { Why::Cloud } else { Why::AnyNode };
+            decided::plainly(ticket, node, why, tried.len());
             let view = &snapshot.nodes[node.0 as usize];
             let permit = Permit::new(view.any.clone(), local.id, Taken::Warm);
             Ok(Now::Go(reserved(local, view, None, Some(permit), view.any.clone())))
@@ -216,20 +222,28 @@ fn ask<'t>(local: &Local, asked: &Asked, tried: &'t Tried) -> Ask<'t> {
 
 fn with_slot(
     local: &Rc<Local>,
-    snapshot: &Snapshot,
-    model: &Arc<Model>,
+    ticket: &Ticket,
+    (snapshot, model): (&Snapshot, &Arc<Model>),
     asked: &Asked,
     tried: &Tried,
 ) -> Result<Now, ProxyError> {
-    match routing::pick(snapshot, model, &ask(local, asked, tried)) {
+    let ask = ask(local, asked, tried);
+    match routing::pick(snapshot, model, &ask) {
         Choice::Go { candidate, taken } => {
+            decided::goes(ticket, (snapshot, model), &ask, candidate, taken);
             let candidate = &model.candidates[candidate];
             let permit = Permit::new(candidate.pair.clone(), local.id, taken);
             let view = &snapshot.nodes[candidate.node.0 as usize];
             Ok(Now::Go(reserved(local, view, Some(model), Some(permit), candidate.pair.clone())))
         }
-        Choice::Wait => Ok(Now::Wait(model.queue.clone(), model.times.queue_wait)),
-        Choice::NoNode => Err(no_node(Some(model), asked)),
+        Choice::Wait => {
+            decided::stays(ticket, (snapshot, model), &ask, Why::Waiting);
+            Ok(Now::Wait(model.queue.clone(), model.times.queue_wait))
+        }
+        Choice::NoNode => {
+            decided::stays(ticket, (snapshot, model), &ask, Why::Undecided);
+            Err(no_node(Some(model), asked))
+        }
     }
 }
 
@@ -312,11 +326,19 @@ fn free_cell(local: &Local, asked: &Asked, plan: &Plan, tried: &Tried) -> Option
 }
 
 /// The node and counters that belong to a granted slot; gives the slot back if the model is gone from there.
-fn accept(local: &Rc<Local>, plan: &Plan, cell: Arc<Cell>, taken: Taken) -> Option<Reserved> {
+fn accept(
+    local: &Rc<Local>,
+    ticket: &Ticket,
+    (asked, plan, tried): (&Asked, &Plan, &Tried),
+    cell: Arc<Cell>,
+    taken: Taken,
+) -> Option<Reserved> {
     let Plan::Model(key) = plan else { return None };
     let found = local.with_snapshot(|snapshot| {
         let model = snapshot.models.get(key.as_str())?;
-        let candidate = &model.candidates[routing::candidate_of(model, &cell)?];
+        let to = routing::candidate_of(model, &cell)?;
+        decided::goes(ticket, (snapshot, model), &ask(local, asked, tried), to, taken);
+        let candidate = &model.candidates[to];
         let view = snapshot.nodes[candidate.node.0 as usize].clone();
         Some((candidate.pair.clone(), view, model.clone()))
     });

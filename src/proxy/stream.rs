@@ -39,6 +39,8 @@ pub struct TailBody {
     remaining: Option<u64>,
     /// An error can be told in the stream's own dialect.
     streamed: bool,
+    /// When bytes came last, microseconds; 0: none did.
+    came_us: u64,
     /// The head's lines, until they are sent.
     lines: Lines,
 }
@@ -81,6 +83,7 @@ impl TailBody {
             filter,
             exchange: Some(exchange),
             streamed,
+            came_us: 0,
             lines,
         };
         body.arm();
@@ -187,7 +190,16 @@ impl TailBody {
         self.ticket.first_byte();
         let local = &self.client.local;
         local.heard(self.ticket.node);
-        local.recorder.meters().add(Tally::AnswerBytes, bytes);
+        let meters = local.recorder.meters();
+        meters.add(Tally::AnswerBytes, bytes);
+        if self.streamed {
+            // The time of this turn, which is read already.
+            let now_us = local.clock.now_us();
+            if self.came_us != 0 {
+                meters.gap(now_us.saturating_sub(self.came_us));
+            }
+            self.came_us = now_us.max(1);
+        }
         if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.saturating_sub(bytes);
         }

@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use crate::clock::Millis;
 use crate::dialect::Route;
+use crate::evidence::{Chosen, Ended, Record, Why};
 use crate::ids::{KeyId, ModelId, NodeId};
-use crate::proxy::local::Local;
+use crate::proxy::local::{Client, Local};
 use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::slots::Pair;
 use crate::sync::Arc;
@@ -16,8 +17,8 @@ use crate::usage::{Ending, Outcome, Rejection};
 
 /// What is known of a request until it ends.
 pub struct Ticket {
-    /// The worker that serves it.
-    pub local: Rc<Local>,
+    /// The connection it came on, which knows what the request is called.
+    client: Rc<Client>,
     /// Its route.
     pub route: Route,
     /// The router key it came with.
@@ -44,9 +45,9 @@ pub struct Ticket {
 impl Ticket {
     /// Draws a ticket.
     #[must_use]
-    pub fn draw(local: &Rc<Local>, key: KeyId, route: Route) -> Self {
+    pub fn draw(client: &Rc<Client>, key: KeyId, route: Route) -> Self {
         Self {
-            local: local.clone(),
+            client: client.clone(),
             route,
             key,
             model: ModelId::UNKNOWN,
@@ -55,17 +56,44 @@ impl Ticket {
             status: 0,
             queue_us: 0,
             sent: None,
-            stream_idle: local.rules().times.stream_idle,
-            arrived_us: local.clock.now_us(),
+            stream_idle: client.local.rules().times.stream_idle,
+            arrived_us: client.local.clock.now_us(),
             first_byte_us: 0,
             open: true,
         }
     }
 
+    fn local(&self) -> &Local {
+        &self.client.local
+    }
+
+    /// A record of what is being decided about it now.
+    #[must_use]
+    pub fn record(&self, why: Why, node: NodeId, retries: usize) -> Record {
+        let mut record = Record::new(self.client.request_id.get(), self.route as u8, self.key, self.arrived_us);
+        (record.model, record.node, record.why) = (self.model, node, why);
+        (record.queue_us, record.retries) = (self.queue_us, u8::try_from(retries).unwrap_or(u8::MAX));
+        record
+    }
+
+    /// It was decided; said in the answer and kept for whoever asks. A later decision takes the place of this one.
+    pub fn decided(&self, record: &Record) {
+        let Record { node, why, retries, .. } = *record;
+        let number = self.local().decisions().decide(self.client.decision.get(), record);
+        self.client.decision.set(Some(number));
+        self.client.chosen.set(Chosen { node, why, retries, queue_us: self.queue_us });
+    }
+
+    /// What its answer says of where it went.
+    pub fn tell(&self, node: NodeId, why: Why) {
+        let retries = self.client.chosen.get().retries;
+        self.client.chosen.set(Chosen { node, why, retries, queue_us: self.queue_us });
+    }
+
     /// Microseconds since the request arrived.
     #[must_use]
     pub fn age_us(&self) -> u64 {
-        self.local.clock.now_us().saturating_sub(self.arrived_us)
+        self.local().clock.now_us().saturating_sub(self.arrived_us)
     }
 
     /// The first byte of the node's answer is here.
@@ -92,7 +120,7 @@ impl Ticket {
             return;
         }
         let outcome = Outcome {
-            minute: self.local.clock.minute(),
+            minute: self.local().clock.minute(),
             node: self.node,
             model: self.model,
             key: self.key,
@@ -106,9 +134,30 @@ impl Ticket {
             first_byte_us: self.first_byte_us,
             total_us: self.age_us(),
         };
-        self.local.recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
-        let mode = self.local.rules().config.log.access;
-        self.local.shared.access.note(mode, &outcome, self.route);
+        self.local().recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
+        let mode = self.local().rules().config.log.access;
+        self.local().shared.access.note(mode, &outcome, self.route, self.client.request_id.get());
+        self.keep_end(&outcome);
+    }
+
+    /// How it ended, beside what was decided about it.
+    fn keep_end(&self, outcome: &Outcome) {
+        let Chosen { why, retries, .. } = self.client.chosen.get();
+        let number = match self.client.decision.get() {
+            Some(number) => number,
+            None => self.local().decisions().decide(None, &self.record(why, self.node, 0)),
+        };
+        let ended = Ended {
+            node: outcome.node,
+            model: outcome.model,
+            ending: outcome.ending,
+            status: outcome.status,
+            retries,
+            queue_us: outcome.queue_us,
+            first_byte_us: outcome.first_byte_us,
+            total_us: outcome.total_us,
+        };
+        self.local().decisions().end(number, &ended);
     }
 }
 

@@ -11,10 +11,12 @@ use http::{HeaderMap, Response, StatusCode};
 
 use crate::config::NodeKind;
 use crate::error::ProxyError;
+use crate::evidence::Why;
 use crate::fleet::Target;
 use crate::ids::NodeId;
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
+use crate::proxy::decided;
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::lingering::Leave;
@@ -52,6 +54,7 @@ pub(super) async fn everywhere(
         let error = local.with_snapshot(|snapshot| no_node(snapshot.models.get(model).map(|model| &**model), asked));
         return Err((ticket, error));
     }
+    decided::plainly(&ticket, NodeId::NONE, Why::Everywhere, 0);
     let (answers, arriving) = flume::bounded(nodes.len());
     for (node, target) in nodes {
         ticket.node = node;

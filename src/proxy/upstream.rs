@@ -117,6 +117,26 @@ impl Outgoing {
     }
 }
 
+/// What became of a worker's connections to nodes, so far. Plain numbers of one thread, taken over at each tick.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections opened.
+    pub opened: Cell<u64>,
+    /// Of those, closed by now.
+    pub closed: Cell<u64>,
+    /// Requests that went over a kept one.
+    pub reused: Cell<u64>,
+    /// Cold loads kept after their client left.
+    pub detached: Cell<u64>,
+    /// Exchanges given up because their client left.
+    pub lingered: Cell<u64>,
+}
+
+/// Adds one.
+pub(super) fn count(cell: &Cell<u64>) {
+    cell.set(cell.get() + 1);
+}
+
 /// The upstream side of one worker; clones share it and never leave its thread.
 #[derive(Debug)]
 pub struct Upstreams<P: Held> {
@@ -130,6 +150,7 @@ pub(super) struct Inner<P> {
     pub(super) pool: RefCell<Pool<Box<Wire>>>,
     pub(super) lingering: Lingering<P>,
     pub(super) scratch: RefCell<Scratch>,
+    pub(super) counts: Rc<Counts>,
     spares: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -150,6 +171,7 @@ impl<P: Held> Upstreams<P> {
                 pool: RefCell::new(Pool::new(settings.pool_idle_max)),
                 lingering: Lingering::new(),
                 scratch: RefCell::new(Scratch::new(SCRATCH_BYTES)),
+                counts: Rc::default(),
                 spares: RefCell::new(Vec::new()),
             }),
         }
@@ -202,6 +224,12 @@ impl<P: Held> Upstreams<P> {
     /// Closes a node's idle connections.
     pub fn clear(&self, node: NodeId) {
         self.inner.pool.borrow_mut().clear(node);
+    }
+
+    /// What became of its connections so far.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.inner.counts
     }
 
     /// Idle connections now.
@@ -414,6 +442,7 @@ impl<P: Held> Exchange<P> {
         match idle {
             Some(mut wire) => {
                 wire.pool_idle_ms = self.target.pool_idle_ms;
+                count(&inner.counts.reused);
                 wire.begin(&self.request, inner.buffer());
                 Phase::Open(wire)
             }
@@ -427,7 +456,8 @@ impl<P: Held> Exchange<P> {
     }
 
     fn open(&mut self, stream: TcpStream) {
-        let mut wire = Wire::open(stream, self.epoch, self.upstreams.inner.settings.get().head_bytes_max);
+        let inner = &self.upstreams.inner;
+        let mut wire = Wire::open(stream, self.epoch, inner.settings.get().head_bytes_max, &inner.counts);
         wire.pool_idle_ms = self.target.pool_idle_ms;
         wire.begin(&self.request, self.upstreams.inner.buffer());
         self.phase = Phase::Open(wire);

@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::pool::Life;
-use super::upstream::Outgoing;
+use super::upstream::{Counts, Outgoing, count};
 use crate::clock::Millis;
 use crate::http1::{Chunks, DecodeError, Item, KeepAlive, ResponseDecoder, ResponseHead};
 
@@ -92,12 +93,23 @@ pub(super) struct Got {
     pub(super) payload: bool,
 }
 
+/// Counts a connection's end, whoever drops it.
+#[derive(Debug)]
+struct Counted(Rc<Counts>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        count(&self.0.closed);
+    }
+}
+
 /// A connection to a node, and the request in progress on it if there is one. Dropped, it closes the connection whole.
 ///
 /// Lives in its box as long as the connection does: taking one from the pool costs no allocation.
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: TcpStream,
+    _counted: Counted,
     life: Life,
     /// [`Target::epoch`] when it was opened: where that has moved on, it leads to where the node no longer is.
     pub(super) epoch: u64,
@@ -127,9 +139,11 @@ pub(super) struct Wire {
 
 impl Wire {
     /// A new connection.
-    pub(super) fn open(stream: TcpStream, epoch: u64, head_bytes_max: usize) -> Box<Self> {
+    pub(super) fn open(stream: TcpStream, epoch: u64, head_bytes_max: usize, counts: &Rc<Counts>) -> Box<Self> {
+        count(&counts.opened);
         Box::new(Self {
             stream,
+            _counted: Counted(counts.clone()),
             life: Life::default(),
             epoch,
             pool_idle_ms: None,

@@ -87,6 +87,7 @@ fn node_view(at: usize, kind: NodeKind) -> NodeView {
         times: OwnTimes::default(),
         draining: false,
         removed: false,
+        name_line: crate::fleet::name_line("node"),
     }
 }
 
@@ -526,6 +527,51 @@ fn retry_budget_is_a_share_of_ten_seconds_and_at_least_a_few() {
 }
 
 proptest! {
+    /// A dry run says what `pick` then does: the same kind of place, and none with less load among its like.
+    #[test]
+    fn a_dry_run_says_what_pick_does(
+        nodes in prop::collection::vec((1u32..4, any::<bool>(), 0u32..6, 0u8..4, any::<bool>(), any::<bool>()), 1..7),
+        native in any::<bool>(),
+        waited in prop::sample::select(vec![0, SPILL]),
+    ) {
+        use super::explain::{Stand, Would, explain};
+        let specs = nodes.iter().map(|(n, soft, .., openai)| {
+            let kind = if *openai { NodeKind::OpenAi } else { NodeKind::Ollama };
+            (kind, if *soft { Limit::Soft(*n) } else { Limit::Hard(*n) })
+        });
+        let herd = herd(&specs.collect::<Vec<_>>());
+        herd.model.candidates.iter().for_each(|one| one.pair.cell.node_word.set_up(true));
+        for (at, (n, soft, load, residency, open, _)) in nodes.iter().enumerate() {
+            match residency {
+                0 => {}
+                1 => { let _ = herd.cell(at).try_take_cold(0); }
+                _ => herd.load(at, if *soft { *load } else { (*load).min(*n) }),
+            }
+            herd.word(at).set_up(*open);
+        }
+        if waited > 0 {
+            herd.model.word.note_full(0);
+        }
+        let ask = Ask { native, tried: &[], now: waited, spill_after: SPILL };
+        let (would, all) = explain(&herd.snapshot, &herd.model, &ask);
+        prop_assert!(all.iter().is_sorted_by_key(|one| one.stand), "best first");
+        match (would, pick(&herd.snapshot, &herd.model, &ask)) {
+            (Would::Go(stand), Choice::Go { candidate, taken }) => {
+                let took = all.iter().find(|one| one.candidate == candidate).unwrap();
+                prop_assert_eq!(took.stand, stand);
+                prop_assert_eq!(taken == Taken::Cold, stand == Stand::OnDisk);
+                let load = |view: &crate::slots::CellView| {
+                    let (Limit::Soft(n) | Limit::Hard(n)) = view.limit;
+                    (u64::from(view.in_flight) << 24) / u64::from(n)
+                };
+                let best = all.iter().find(|one| one.stand == stand).unwrap();
+                prop_assert!(stand == Stand::OnDisk || load(&took.view) == load(&best.view));
+            }
+            (Would::Wait, Choice::Wait) | (Would::NoNode, Choice::NoNode) => {}
+            (would, choice) => prop_assert!(false, "{would:?}, and then {choice:?}"),
+        }
+    }
+
     /// `pick` on any mix of loads takes exactly what sorting says, and never exceeds a hard limit.
     #[test]
     fn pick_agrees_with_sorting(

@@ -101,6 +101,69 @@ impl NamedRow {
     }
 }
 
+/// How finely a question about usage cuts time, in UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Step {
+    /// By minute; minutes that were folded into their day come as that day.
+    Minute,
+    /// By hour, likewise.
+    Hour,
+    /// By day.
+    Day,
+    /// Not at all: one sum over the whole range.
+    All,
+}
+
+/// What sums are kept apart by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "each is what its name says")]
+pub struct Group {
+    pub node: bool,
+    pub model: bool,
+    pub key: bool,
+}
+
+/// A question about usage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UsageQuery {
+    /// Unix seconds, inclusive; the minute that holds them counts whole.
+    pub from: u64,
+    /// Unix seconds, exclusive.
+    pub to: u64,
+    /// How time is cut.
+    pub step: Step,
+    /// What is kept apart.
+    pub group: Group,
+    /// Sums in the answer, at most.
+    pub rows_max: usize,
+}
+
+/// Sums of one step and group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UsageSum {
+    /// Where the step begins, Unix seconds.
+    pub start: u64,
+    /// Its length: the step asked for, or a day where the minutes were folded.
+    pub step: Step,
+    /// The node, if grouped by it.
+    pub node: Option<Arc<str>>,
+    /// The model, if grouped by it.
+    pub model: Option<Arc<str>>,
+    /// The router key, if grouped by it.
+    pub key: Option<Arc<str>>,
+    /// The sums.
+    pub row: Row,
+}
+
+/// The answer to a question about usage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UsageAnswer {
+    /// By time, then key, model, node.
+    pub rows: Vec<UsageSum>,
+    /// Minutes before this one stand in their days alone.
+    pub folded_before: UnixMinute,
+}
+
 /// Where rows go.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum StoreState {

@@ -59,7 +59,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
-use super::answers::{Health, ModelStats, NamedRow, Span, TokenCount};
+use super::answers::{Health, ModelStats, NamedRow, Span, TokenCount, UsageAnswer, UsageQuery};
 use super::core::{Command, Core, Links, Next, Shown};
 use super::fold::ROWS_MAX;
 use super::imported::{Import, Imported};
@@ -135,6 +135,14 @@ pub enum LedgerError {
     /// The ledger did not answer in time (a stalled disk).
     #[error("the ledger does not answer")]
     Busy,
+    /// A question has more of an answer than one may have.
+    #[error(
+        "the answer would have more than {rows_max} rows (limits.usage_rows): ask for a shorter range, a longer step or fewer groups"
+    )]
+    TooMuch {
+        /// The bound.
+        rows_max: usize,
+    },
     /// The ledger has ended.
     #[error("the ledger has ended")]
     Closed,
@@ -256,6 +264,15 @@ impl Ledger {
     /// As [`Ledger::token_counts`]. Cancel safe.
     pub async fn rows(&self, span: Span) -> Result<Vec<NamedRow>, LedgerError> {
         self.call(|reply| Command::Ask(Ask::Rows(span, reply))).await
+    }
+
+    /// Sums over a range. Read in slices between commits, so it may take a while and delays nobody.
+    ///
+    /// # Errors
+    /// As [`Ledger::token_counts`]; [`LedgerError::TooMuch`]; [`LedgerError::Busy`] too while others ask, or when minutes
+    /// were folded meanwhile. Cancel safe.
+    pub async fn usage(&self, query: UsageQuery) -> Result<UsageAnswer, LedgerError> {
+        self.call(|reply| Command::Ask(Ask::Usage(query, reply))).await
     }
 
     /// Counts the (node, model, UTC day) groups with minutes older than `days` days (not positive: 30), and with `trim`

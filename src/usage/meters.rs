@@ -167,6 +167,8 @@ pub struct WorkerMeters {
     first_byte: Histogram,
     queue_wait: Histogram,
     total: Histogram,
+    load: Histogram,
+    gap: Histogram,
     tallies: [AtomicU64; Tally::ALL.len()],
     marks: [AtomicU64; Mark::ALL.len()],
 }
@@ -182,6 +184,8 @@ impl WorkerMeters {
             first_byte: Histogram::default(),
             queue_wait: Histogram::default(),
             total: Histogram::default(),
+            load: Histogram::default(),
+            gap: Histogram::default(),
             tallies: zeros(),
             marks: zeros(),
         }
@@ -205,6 +209,16 @@ impl WorkerMeters {
         }
     }
 
+    /// Sets a tally that is counted elsewhere on this worker, to all of it so far.
+    pub fn publish(&self, tally: Tally, so_far: u64) {
+        self.tallies[tally as usize].store(so_far, Ordering::Relaxed);
+    }
+
+    /// Counts the time between two arrivals of one streamed answer's bytes.
+    pub fn gap(&self, gap_us: u64) {
+        self.gap.observe(gap_us);
+    }
+
     /// Counts the end of a request.
     pub fn count(&self, outcome: &Outcome) {
         bump(&self.endings[outcome.ending.index()], 1);
@@ -222,6 +236,9 @@ impl WorkerMeters {
         }
         if outcome.queue_us > 0 {
             self.queue_wait.observe(outcome.queue_us);
+        }
+        if outcome.load_ns > 0 {
+            self.load.observe(outcome.load_ns / 1000);
         }
         self.total.observe(outcome.total_us);
     }
@@ -287,6 +304,8 @@ impl Meters {
             sums.first_byte.add(&worker.first_byte);
             sums.queue_wait.add(&worker.queue_wait);
             sums.total.add(&worker.total);
+            sums.load.add(&worker.load);
+            sums.gap.add(&worker.gap);
         }
         sums
     }
@@ -317,6 +336,10 @@ pub struct MeterSums {
     pub queue_wait: HistogramSums,
     /// Arrival to end, of all requests.
     pub total: HistogramSums,
+    /// Load time as nodes report it, of requests whose node did.
+    pub load: HistogramSums,
+    /// Between two arrivals of a streamed answer's bytes.
+    pub gap: HistogramSums,
 }
 
 #[cfg(all(test, not(proxy_loom)))]

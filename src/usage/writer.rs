@@ -3,11 +3,11 @@
 //! The only one who writes the store. [`Desk`] takes jobs from the ledger thread ([`super::ledger`]) one after the
 //! other. Must never be waited for by a worker or by the ledger thread: every call here may stall with the disk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use tokio::sync::oneshot;
 
-use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount};
+use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount, UsageAnswer, UsageQuery};
 use super::dictionary::Dictionary;
 use super::fold::Batch;
 use super::imported::{self, Import, Imported};
@@ -17,6 +17,7 @@ use super::names::Names;
 use super::query;
 use super::series::{self, Row, StoredId, StoredParty};
 use super::store::{Key, Order, Read, Store, StoreError, Table, Writes};
+use super::sums::{SUMMING_MAX, Slice, Summing};
 use crate::ids::UnixMinute;
 use crate::sync::Arc;
 
@@ -51,6 +52,8 @@ pub enum Ask {
     Stats(Box<str>, Reply<ModelStats>),
     /// Rows of a span.
     Rows(Span, Reply<Vec<NamedRow>>),
+    /// Sums over a range.
+    Usage(UsageQuery, Reply<UsageAnswer>),
 }
 
 impl Ask {
@@ -61,6 +64,7 @@ impl Ask {
             Self::TokenCounts(reply) => drop(reply.send(Err(error))),
             Self::Stats(_, reply) => drop(reply.send(Err(error))),
             Self::Rows(_, reply) => drop(reply.send(Err(error))),
+            Self::Usage(_, reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -129,6 +133,10 @@ pub struct Writer {
     pairs: HashSet<(StoredId, StoredId)>,
     pairs_unsaved: Vec<query::PlacedPair>,
     folded_before: UnixMinute,
+    /// Transactions that moved minutes to their days.
+    folds: u64,
+    /// Questions that are answered in turns.
+    summing: VecDeque<Summing>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -149,6 +157,8 @@ impl Writer {
             pairs: HashSet::new(),
             pairs_unsaved: Vec::new(),
             folded_before: UnixMinute(0),
+            folds: 0,
+            summing: VecDeque::new(),
         }
     }
 
@@ -278,7 +288,11 @@ impl Writer {
         match self.prepare(&mut unwritten, below) {
             Ok(writes) => {
                 above.apply(&writes);
-                self.answer(&Layered { below, above: &above }, ask);
+                if let Ask::Usage(query, reply) = ask {
+                    self.begin_sums(Summing::new(query, above, self.folds, reply));
+                } else {
+                    self.answer(&Layered { below, above: &above }, ask);
+                }
             }
             Err(error) => ask.refuse(ledger_error(&error)),
         }
@@ -296,7 +310,44 @@ impl Writer {
                 drop(reply.send(query::stats(view, &self.dictionary, &model).map_err(failed)));
             }
             Ask::Rows(span, reply) => drop(reply.send(query::rows(view, &self.dictionary, span).map_err(failed))),
+            // Taken in turns, see `sum_on`.
+            ask @ Ask::Usage(..) => ask.refuse(LedgerError::Busy),
         }
+    }
+
+    fn begin_sums(&mut self, summing: Summing) {
+        if self.summing.len() < SUMMING_MAX {
+            self.summing.push_back(summing);
+        } else {
+            summing.refuse(LedgerError::Busy);
+        }
+    }
+
+    /// Reads one slice for whoever waits longest; true while somebody waits.
+    fn sum_on(&mut self) -> bool {
+        let Some(mut summing) = self.summing.pop_front() else { return false };
+        let empty = MemoryStore::default();
+        let below: &dyn Read = match &self.store {
+            Some(store) => &**store,
+            None => &empty,
+        };
+        if summing.is_abandoned() {
+            return !self.summing.is_empty();
+        }
+        if summing.folds != self.folds {
+            // What was read as minutes may stand in a day now, or the other way round.
+            summing.refuse(LedgerError::Busy);
+            return !self.summing.is_empty();
+        }
+        let above = std::mem::take(&mut summing.above);
+        let slice = summing.slice(&Layered { below, above: &above });
+        summing.above = above;
+        match slice {
+            Ok(Slice::More) => self.summing.push_back(summing),
+            Ok(Slice::Done) => summing.finish(&self.dictionary, self.folded_before),
+            Err(error) => summing.refuse(error),
+        }
+        !self.summing.is_empty()
     }
 
     /// Folds a slice of minutes into their days.
@@ -339,6 +390,7 @@ impl Writer {
         folded.done = minutes.len() < FOLD_SLICE;
         store.commit(&fold_writes(&minutes, folded.folded_before, store)?)?;
         self.folded_before = folded.folded_before;
+        self.folds += 1;
         Ok(folded)
     }
 }
@@ -449,8 +501,16 @@ impl Desk {
 
     /// Works until the ledger thread has gone. Blocks.
     pub fn run(mut self) {
-        while let Ok(job) = self.jobs.recv() {
-            self.work(job);
+        let mut summing = false;
+        loop {
+            // Jobs first: a question in progress takes what time they leave, a slice at a time.
+            let job = if summing { self.jobs.try_recv() } else { self.jobs.recv().map_err(flume::TryRecvError::from) };
+            match job {
+                Ok(job) => self.work(job),
+                Err(flume::TryRecvError::Empty) => {}
+                Err(flume::TryRecvError::Disconnected) => return,
+            }
+            summing = self.writer.sum_on();
         }
     }
 
@@ -461,6 +521,7 @@ impl Desk {
         if let Ok(job) = job {
             self.work(job);
         }
+        while self.writer.sum_on() {}
         found
     }
 

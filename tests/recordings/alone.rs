@@ -3,14 +3,15 @@
 use crate::claims::{CLAIMS, Claim};
 use crate::node::{self, Player};
 use crate::recording::Recording;
-use crate::support::client::{Answer, Client};
+use crate::support::client::{self, Answer, Client};
 use crate::support::proxy::Proxy;
 use crate::support::scripted::{chunk, chunked_head};
 
 /// Header lines that a client can tell two servers apart by: all but the time, and what is for information.
 fn lines(answer: &Answer) -> Vec<(String, String)> {
     let told = answer.headers.iter().filter(|(name, value)| {
-        let untold = name == "date" || name.starts_with("x-herdgate-");
+        let ours = name.starts_with("x-herdgate-") || client::OURS.contains(&name.as_str());
+        let untold = name == "date" || ours;
         // What a connection does unless it says otherwise.
         !untold && (name, value.as_str()) != (&"connection".to_owned(), "keep-alive")
     });

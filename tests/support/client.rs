@@ -9,6 +9,10 @@ use tokio::net::TcpStream;
 /// No answer of a test takes longer; a bound against hanging, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Headers of an answer that are the proxy's own: they name this one request, so that no node can have sent them and no
+/// two answers share them. A comparison with what a node sent leaves them out, and nothing else.
+pub const OURS: [&str; 3] = ["x-request-id", "x-herdgate-node", "x-herdgate-reason"];
+
 /// A whole answer.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {

@@ -42,8 +42,13 @@ pub(super) struct Head<'a> {
     pub(super) close: bool,
 }
 
-/// Appends the head, blank line included. `date` appends the value of a `Date` line.
-pub(super) fn head(out: &mut Vec<u8>, head: &Head<'_>, date: impl FnOnce(&mut Vec<u8>)) {
+/// Appends the head, blank line included. `tell` appends the lines about the request, `date` the value of a `Date` line.
+pub(super) fn head(
+    out: &mut Vec<u8>,
+    head: &Head<'_>,
+    tell: impl FnOnce(&mut Vec<u8>),
+    date: impl FnOnce(&mut Vec<u8>),
+) {
     status_line(out, head.status);
     let mut dated = false;
     if let Some(lines) = head.node {
@@ -62,6 +67,7 @@ pub(super) fn head(out: &mut Vec<u8>, head: &Head<'_>, date: impl FnOnce(&mut Ve
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
+    tell(out);
     if !dated {
         out.extend_from_slice(b"Date: ");
         date(out);
@@ -199,9 +205,10 @@ mod tests {
         let mut out = Vec::new();
         let parts =
             Head { status: StatusCode::OK, ours: &ours, node: Some(&node), framing: Framing::Chunked, close: true };
-        head(&mut out, &parts, |_| panic!("the node gave one"));
+        let tell = |out: &mut Vec<u8>| out.extend_from_slice(b"X-Request-Id: 7\r\n");
+        head(&mut out, &parts, tell, |_| panic!("the node gave one"));
         let expected = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nDate: Wed, 25 Nov 2026 10:00:00 GMT\r\n\
-                        Access-Control-Allow-Origin: *\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+                        Access-Control-Allow-Origin: *\r\nX-Request-Id: 7\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
         assert_eq!(std::str::from_utf8(&out), Ok(expected));
     }
 
@@ -212,7 +219,7 @@ mod tests {
         let mut out = Vec::new();
         let status = StatusCode::NOT_FOUND;
         let parts = Head { status, ours: &ours, node: None, framing: Framing::Length(0), close: false };
-        head(&mut out, &parts, |out| out.extend_from_slice(b"now"));
+        head(&mut out, &parts, |_| {}, |out| out.extend_from_slice(b"now"));
         assert_eq!(out, b"HTTP/1.1 404 Not Found\r\nContent-Length: 17\r\nDate: now\r\n\r\n");
     }
 

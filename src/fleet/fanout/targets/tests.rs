@@ -45,6 +45,7 @@ fn node(at: u32, name: &str) -> NodeView {
         times: OwnTimes::default(),
         draining: false,
         removed: false,
+        name_line: crate::fleet::name_line(name),
     }
 }
 

@@ -1,0 +1,125 @@
+//! Logs of the real binary: what an access line holds and what no line may, and the level while it runs.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use herdgate::sim::{Herd, ModelSpec, NodeSpec};
+use herdgate::sync::spawn_thread;
+use serde_json::{Value, json};
+
+use crate::support::client::{get, once, post_once, request};
+use crate::support::proxy::eventually;
+use crate::{CHAT, MODEL};
+
+/// Lines of a test's log, at most.
+const LINES: usize = 100_000;
+
+struct Serving {
+    child: Child,
+    address: SocketAddr,
+    lines: flume::Receiver<String>,
+}
+
+impl Serving {
+    async fn start(herd: &Herd, directory: &std::path::Path, extra: &str) -> Self {
+        let path = directory.join("herdgate.yaml");
+        let nodes: Vec<_> = herd.urls().iter().map(|url| format!("{{ url: '{url}' }}")).collect();
+        let text = format!(
+            "listen: 127.0.0.1:0\nworkers: 1\ndata: {}\nnodes: [{}]\nhealth: {{ probe: 100ms, tags: 500ms }}\n{extra}\n",
+            directory.join("data").display(),
+            nodes.join(", ")
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_herdgate"));
+        command.arg("serve").arg("--config").arg(&path).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (line, lines) = flume::bounded(LINES);
+        spawn_thread("log", move || {
+            for text in stderr.lines() {
+                let _ = line.send(text.unwrap());
+            }
+        })
+        .unwrap();
+        let started = async {
+            loop {
+                let text = lines.recv_async().await.expect("it serves");
+                if let Ok(told) = serde_json::from_str::<Value>(&text)
+                    && told["message"] == "serving"
+                {
+                    return told["address"].as_str().unwrap().parse().unwrap();
+                }
+            }
+        };
+        let address = tokio::time::timeout(Duration::from_secs(60), started).await.expect("it serves in time");
+        let serving = Self { child, address, lines };
+        eventually("listed", || async { get(address, "/api/tags").await.text().contains(MODEL) }).await;
+        serving
+    }
+
+    /// The next line that satisfies `wanted`; those before it are gone.
+    async fn line(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = async {
+            loop {
+                let text = self.lines.recv_async().await.expect("a line");
+                let line: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                if wanted(&line) {
+                    return line;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), found).await.expect("the line comes in time")
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn access_lines_name_the_request_and_the_level_changes_while_it_runs() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat(MODEL)])]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let serving = Serving::start(&herd, directory.path(), "log: { level: info, format: json, access: all }").await;
+    let address = serving.address;
+    let ask = |id: &str| request("POST", "/api/chat?secret=in-the-query", &[("x-request-id", id)], CHAT.as_bytes());
+    assert_eq!(once(address, &ask("one")).await.status, 200);
+    let line = serving.line(|line| line["request_id"] == "one").await;
+    assert_eq!((&line["outcome"], &line["status"], &line["model"]), (&json!("completed"), &json!(200), &json!(MODEL)));
+    assert_eq!(line["node"], json!(herd.urls()[0]));
+    assert!(!line.to_string().contains("in-the-query") && !line.to_string().contains("hello"), "{line}");
+
+    let level = get(address, "/herdgate/log").await.json();
+    assert_eq!(level["level"], json!("info"));
+    let wrong = post_once(address, "/herdgate/log", r#"{"level":"loud"}"#).await;
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.text().contains("debug") && wrong.text().contains("loud"), "{}", wrong.text());
+    assert_eq!(post_once(address, "/herdgate/log", "debug").await.status, 400);
+    assert_eq!(get(address, "/herdgate/log").await.json()["level"], json!("info"), "a mistake changes nothing");
+
+    let bad_head = b"POST /x HTTP/1.1\r\nHost: a\r\nbad line\r\n\r\n";
+    assert_eq!(once(address, bad_head).await.status, 400);
+    let changed = post_once(address, "/herdgate/log", r#"{"level":"error"}"#).await;
+    assert_eq!((changed.status, &changed.json()["level"]), (200, &json!("error")));
+    // At debug, and not before, a refused head is worth a line.
+    assert_eq!(post_once(address, "/herdgate/log", r#"{"level":"debug"}"#).await.status, 200);
+    assert_eq!(once(address, bad_head).await.status, 400);
+    assert_eq!(once(address, &ask("shown")).await.status, 200);
+    let mut between = Vec::new();
+    loop {
+        let line = serving.line(|_| true).await;
+        if line["request_id"] == "shown" {
+            break;
+        }
+        between.push(line);
+    }
+    let changes: Vec<_> = between.iter().filter(|line| line["message"] == "the log level is changed").collect();
+    assert_eq!(changes.iter().map(|line| &line["to"]).collect::<Vec<_>>(), ["error", "debug"]);
+    let refused = between.iter().filter(|line| line["message"] == "refused a request").count();
+    assert_eq!(refused, 1, "{between:?}");
+}

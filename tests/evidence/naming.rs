@@ -1,0 +1,124 @@
+//! What requests are called, and what answers say of where they went.
+
+use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
+
+use crate::support::client::{Answer, Client, once, post, post_once, request};
+use crate::support::proxy::{Proxy, eventually};
+use crate::support::scripted::{Scripted, answer};
+use crate::{CHAT, MODEL, herd};
+
+fn id(answer: &Answer) -> &str {
+    answer.header("x-request-id").unwrap_or_else(|| panic!("no id in {:?}", answer.headers))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clients_id_goes_to_the_node_and_back_a_bad_one_is_replaced() {
+    let node =
+        Scripted::start(&["m:latest"], |_| answer("200 OK", "application/json\r\nX-Request-Id: nodes-own", b"{}"));
+    let proxy = Proxy::start(&[format!("http://{}", node.address)], "").await;
+    proxy.until_listed("m:latest").await;
+    let body = br#"{"model":"m","prompt":"x","stream":false}"#;
+    let mut seen = Vec::new();
+    let long = "x".repeat(64);
+    for (sent, kept) in [
+        (Some("3f2504e0-4f89-11d3-9a0c-0305e82c3301"), true),
+        (Some("two words"), false),
+        (Some("quo\"te"), false),
+        (Some(long.as_str()), false),
+        (None, false),
+    ] {
+        let headers: Vec<_> = sent.map(|sent| ("X-Request-ID", sent)).into_iter().collect();
+        let answer = once(proxy.address, &request("POST", "/api/generate", &headers, body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let ids: Vec<_> = answer.headers.iter().filter(|(name, _)| name == "x-request-id").collect();
+        assert_eq!(ids.len(), 1, "the node's own name for it is not passed on: {ids:?}");
+        let asked = node.next().await;
+        assert_eq!(asked.header("x-request-id"), Some(id(&answer)));
+        assert_eq!(asked.head.to_ascii_lowercase().matches("x-request-id").count(), 1, "{}", asked.head);
+        assert_eq!(sent == Some(id(&answer)), kept);
+        seen.push(id(&answer).to_owned());
+    }
+    assert!(seen[1..].iter().all(|id| id.len() == 24 && id.bytes().all(|byte| byte.is_ascii_hexdigit())), "{seen:?}");
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 5, "no two requests have one id");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_has_an_id_from_either_front() {
+    let (_herd, proxy) = herd(1, "").await;
+    for path in ["/", "/api/tags", "/health", "/metrics", "/herdgate/live", "/nope"] {
+        let answer = once(proxy.address, &request("GET", path, &[("x-request-id", "mine")], b"")).await;
+        assert_eq!(id(&answer), "mine", "{path}");
+        assert_eq!(answer.header("x-herdgate-reason"), None, "nothing was decided: {path}");
+    }
+    // hyper's side of the front.
+    let body = CHAT.len();
+    let old = format!(
+        "POST /api/chat HTTP/1.0\r\nX-Request-Id: old\r\nHost: 127.0.0.1\r\nContent-Length: {body}\r\n\r\n{CHAT}"
+    );
+    let answer = once(proxy.address, old.as_bytes()).await;
+    assert_eq!((answer.status, id(&answer)), (200, "old"));
+    assert_eq!(answer.header("x-herdgate-reason"), Some("cold"));
+    // Several on one connection, each its own.
+    let mut client = Client::connect(proxy.address).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        client.send(&post("/api/chat", CHAT)).await;
+        ids.push(id(&client.answer().await.unwrap()).to_owned());
+    }
+    assert!(ids[0] < ids[1] && ids[1] < ids[2], "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_name_their_node_and_the_reason() {
+    let (herd, proxy) = herd(2, "").await;
+    let first = post_once(proxy.address, "/api/chat", CHAT).await;
+    assert_eq!(first.header("x-herdgate-reason"), Some("cold"));
+    let loader = first.header("x-herdgate-node").unwrap().to_owned();
+    assert!(herd.urls().contains(&loader), "{loader}");
+    let second = post_once(proxy.address, "/api/chat", CHAT).await;
+    assert_eq!(second.header("x-herdgate-reason"), Some("loaded"));
+    assert_eq!(second.header("x-herdgate-node"), Some(&*loader));
+    let show = post_once(proxy.address, "/api/show", r#"{"model":"llama3"}"#).await;
+    assert_eq!((show.status, show.header("x-herdgate-reason")), (200, Some("details")));
+    let unknown = post_once(proxy.address, "/api/chat", r#"{"model":"nope"}"#).await;
+    assert_eq!((unknown.status, unknown.header("x-herdgate-reason")), (404, Some("unknown_model")));
+    assert_eq!(unknown.header("x-herdgate-node"), None);
+    let broken = post_once(proxy.address, "/api/chat", "{").await;
+    assert_eq!(broken.header("x-herdgate-reason"), Some("any_node"));
+    assert!(broken.header("x-herdgate-node").is_some(), "it worded the error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_told_and_names_the_node_that_answered() {
+    let (herd, proxy) = herd(2, "").await;
+    let loader = post_once(proxy.address, "/api/chat", CHAT).await.header("x-herdgate-node").unwrap().to_owned();
+    let sick = herd.nodes().iter().find(|node| node.url() == loader).unwrap();
+    sick.fault(Fault::new(Harm::Status(503, "busy".into())));
+    let answer = post_once(proxy.address, "/api/chat", CHAT).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let other = herd.urls().into_iter().find(|url| *url != loader).unwrap();
+    assert_eq!(answer.header("x-herdgate-node"), Some(&*other));
+    assert_eq!(answer.header("x-herdgate-reason"), Some("cold; retries=1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_off_leaves_the_id_alone() {
+    let (_herd, proxy) = herd(1, "headers: off").await;
+    let answer = post_once(proxy.address, "/api/chat", CHAT).await;
+    assert_eq!((answer.header("x-herdgate-node"), answer.header("x-herdgate-reason")), (None, None));
+    assert_eq!(id(&answer).len(), 24);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_at_the_door_says_why() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat(MODEL)])]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "router_keys: [ { name: k, key: sesame } ]").await;
+    let answer = post_once(proxy.address, "/api/chat", CHAT).await;
+    assert_eq!((answer.status, answer.header("x-herdgate-reason")), (401, Some("forbidden")));
+    assert_eq!(id(&answer).len(), 24);
+    let opened = request("POST", "/api/chat", &[("Authorization", "Bearer sesame")], CHAT.as_bytes());
+    eventually("it is open to the key", || async { once(proxy.address, &opened).await.status == 200 }).await;
+    assert_eq!(proxy.loaded(MODEL), 1);
+}
