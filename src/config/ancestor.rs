@@ -121,6 +121,11 @@ struct ApiKey {
 
 fn api_keys(top: &mut Section, env: &Env, walk: &mut Walk) -> Vec<(String, ApiKey)> {
     let Some(node) = take(top, env, walk, "api_keys") else { return Vec::new() };
+    if matches!(node.value, Value::Null) {
+        // Unlike sections of ours, which may be left empty.
+        walk.mistake(&node.place, "api_keys", None, "has no value; leave the key out for its default");
+        return Vec::new();
+    }
     let Some(section) = walk.section("api_keys", node) else { return Vec::new() };
     let mut keys = Vec::new();
     for entry in section.into_entries() {

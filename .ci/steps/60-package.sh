@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# the unit passes systemd-analyze, the manifests their schema; the image's content runs alone in an empty root
+# shellcheck source=../lib.sh
+source .ci/lib.sh
+
+python_with --only-binary :all: kubernetes-validate
+printed="$HERDGATE_CI_DIR/package"
+rm -rf "$printed"
+mkdir -p "$printed"
+for what in systemd dockerfile kubernetes config; do "$HERDGATE_BIN" package "$what" >"$printed/$what"; done
+
+"$(dirname "$PYTHON")/kubernetes-validate" --strict --quiet "$printed/kubernetes"
+# A configuration that is printed is one that loads.
+"$HERDGATE_BIN" check --config "$printed/config" >/dev/null
+
+if command -v systemd-analyze >/dev/null 2>&1; then
+    # The unit as it is, but for where the binary lies.
+    sed "s|/usr/local/bin/herdgate|$HERDGATE_BIN|" "$printed/systemd" >"$printed/herdgate.service"
+    systemd-analyze verify --man=no "$printed/herdgate.service"
+    # 0 is locked up, 10 is wide open.
+    systemd-analyze security --offline=true --threshold=20 "$printed/herdgate.service" | tail -n 1
+else
+    echo 'no systemd-analyze here: the unit is not verified'
+fi
+
+# Completions are shell code, man pages are for man.
+"$HERDGATE_BIN" completions bash | bash -n
+for page in '' serve import; do "$HERDGATE_BIN" man $page | grep -q '^\.TH '; done
+
+PYTHONDONTWRITEBYTECODE=1 timeout -k 10 180 "$PYTHON" .ci/python/image.py
