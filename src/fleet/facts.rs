@@ -302,7 +302,7 @@ impl Facts {
                 }
                 self.dirty.now |= self.settling.is_due();
             }
-            Report::Unloaded(node) => self.each(node, |node| node.refresh_residency(now.ms)),
+            Report::Residency(node) => self.each(node, |node| node.refresh_residency(now.ms)),
             Report::Miss { key, reply } => {
                 if is_known(&self.last, &key) {
                     // The worker's Snapshot is older than ours. One that has left wants no answer.

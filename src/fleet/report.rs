@@ -45,8 +45,8 @@ pub enum Report {
     },
     /// Models were pulled, created, copied or deleted there; [`NodeId::NONE`]: anywhere.
     Administered(NodeId),
-    /// Models were unloaded there; [`NodeId::NONE`]: anywhere.
-    Unloaded(NodeId),
+    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
+    Residency(NodeId),
     /// Models were changed on these nodes: their inventories are asked for anew.
     Changed {
         /// Where.
@@ -85,9 +85,9 @@ impl Reports {
         self.send(Report::Administered(node));
     }
 
-    /// Models were unloaded there; [`NodeId::NONE`]: anywhere.
-    pub fn unloaded(&self, node: NodeId) {
-        self.send(Report::Unloaded(node));
+    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
+    pub fn residency(&self, node: NodeId) {
+        self.send(Report::Residency(node));
     }
 
     /// Asks the nodes that are up whether one has this name by now; waits at most [`MISS_WAIT`].

@@ -208,6 +208,10 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
     ticket.first_byte();
     local.heard(node);
     settle(local, &mut exchange, head.status);
+    if cold && head.status.is_success() {
+        // Clients that load a model look whether it is there, and long before the next poll.
+        local.reports.residency(node);
+    }
     match head.status {
         StatusCode::NOT_FOUND
         | StatusCode::INTERNAL_SERVER_ERROR

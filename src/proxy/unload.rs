@@ -69,7 +69,7 @@ pub(super) async fn everywhere(
         let reports = local.reports.clone();
         spawn_local(async move {
             let _ = answers.send(answer(exchange).await);
-            reports.unloaded(node);
+            reports.residency(node);
         });
     }
     drop(answers);

@@ -189,6 +189,19 @@ async fn a_further_copy_starts_when_all_have_been_full_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_loaded_and_unloaded_is_listed_before_the_next_poll() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat("m")])]).unwrap();
+    // Residency is polled once at the start, and then not for as long as this test could last.
+    let proxy = Proxy::start(&herd.urls(), "health: { probe: 100ms, ps: 10m, stale_residency: 30m }").await;
+    proxy.until_listed("m:latest").await;
+    let ps = || async { client::get(proxy.address, "/api/ps").await.text() };
+    for (body, listed) in [(r#"{"model":"m"}"#, true), (r#"{"model":"m","keep_alive":0}"#, false)] {
+        assert_eq!(client::post_once(proxy.address, "/api/generate", body).await.status, 200);
+        eventually("as it is", || async { ps().await.contains("\"m:latest\"") == listed }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unload_reaches_every_node_that_has_the_model_loaded() {
     let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m"), ModelSpec::chat("other")]).slots(2);
     let herd = Herd::start(vec![spec(), spec(), spec()]).unwrap();

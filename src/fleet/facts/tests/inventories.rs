@@ -205,7 +205,7 @@ fn rapid_changes_leave_each_snapshot_consistent() {
             [roll(6) as usize];
         let id = NodeId(u32::try_from(node).unwrap());
         herd.facts.report(Report::Administered(id), herd.now);
-        herd.facts.report(if roll(2) == 0 { Report::Unloaded(id) } else { Report::Reached(id) }, herd.now);
+        herd.facts.report(if roll(2) == 0 { Report::Residency(id) } else { Report::Reached(id) }, herd.now);
         herd.run(u64::from(roll(1_000)));
     }
     assert!(herd.snapshots.len() > 300, "{} snapshots were checked", herd.snapshots.len());

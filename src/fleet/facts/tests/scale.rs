@@ -106,7 +106,7 @@ fn a_model_that_is_loaded_merges_residency_alone() {
     let mut herd = fleet();
     let merges = herd.facts.merges;
     herd.scripts[5].loaded = vec![name(2)];
-    herd.facts.report(Report::Unloaded(NodeId(5)), herd.now);
+    herd.facts.report(Report::Residency(NodeId(5)), herd.now);
     herd.run(1_000);
     let after = herd.snapshots.last().unwrap();
     assert_eq!(names(&after.listing.ps, "models", "name"), [name(2)]);
