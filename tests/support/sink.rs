@@ -41,13 +41,16 @@ pub async fn sink(listener: TcpListener, enough: u64, mut go_on: Option<oneshot:
 }
 
 async fn take(stream: &mut TcpStream, enough: u64, taken: &AtomicU64) {
+    const END: &[u8] = b"\r\n0\r\n\r\n";
     let mut buffer = vec![0; 64 * 1024];
-    let mut ended = false;
-    while !ended && taken.load(Ordering::Relaxed) < enough {
+    // The last bytes that came: the last chunk may come alone, or in pieces.
+    let mut last = Vec::new();
+    while last != END && taken.load(Ordering::Relaxed) < enough {
         let read = stream.read(&mut buffer).await.unwrap();
         assert_ne!(read, 0, "the body breaks off");
         taken.fetch_add(read as u64, Ordering::Relaxed);
-        ended = buffer[..read].ends_with(b"\r\n0\r\n\r\n");
+        last.extend_from_slice(&buffer[read.saturating_sub(END.len())..read]);
+        last.drain(..last.len().saturating_sub(END.len()));
     }
     stream.write_all(b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await.unwrap();
 }
