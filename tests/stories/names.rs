@@ -21,7 +21,8 @@ async fn ten_thousand_unknown_names_grow_nothing() {
             let mut connection = Client::connect(address).await;
             for at in 0..NAMES / CLIENTS {
                 let path = ["/api/generate", "/api/chat", "/v1/chat/completions", "/api/show"][at % 4];
-                connection.send(&post(path, &format!(r#"{{"model":"unknown-{client}-{at}","prompt":"x"}}"#))).await;
+                let body = r#""prompt":"x","messages":[{"role":"user","content":"x"}]"#;
+                connection.send(&post(path, &format!(r#"{{"model":"unknown-{client}-{at}",{body}}}"#))).await;
                 let answer = connection.answer().await.unwrap();
                 assert_eq!(answer.status, 404, "{path}: {}", answer.text());
             }
