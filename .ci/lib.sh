@@ -3,12 +3,16 @@
 
 if [ "$(id -u)" = 0 ]; then as_root=(); else as_root=(sudo -n); fi
 
-# install_package PACKAGE: from Debian's packages; their list is fetched once a run.
+# package_list: Debian's, fetched once a run.
+package_list() {
+    [ -e "$HERDGATE_CI_DIR/apt-updated" ] && return 0
+    "${as_root[@]}" apt-get update -qq
+    touch "$HERDGATE_CI_DIR/apt-updated"
+}
+
+# install_package PACKAGE: from Debian's packages.
 install_package() {
-    if [ ! -e "$HERDGATE_CI_DIR/apt-updated" ]; then
-        "${as_root[@]}" apt-get update -qq
-        touch "$HERDGATE_CI_DIR/apt-updated"
-    fi
+    package_list
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
 }
 
@@ -18,6 +22,17 @@ need() {
     echo "installing $2 (for $1)"
     install_package "$2"
     command -v "$1" >/dev/null 2>&1 || { echo "$1 is still missing after installing $2" >&2; return 1; }
+}
+
+# need_only COMMAND PACKAGE: unpacks Debian's PACKAGE alone unless COMMAND is there: without the service that it belongs
+# to and all that this one needs.
+need_only() {
+    command -v "$1" >/dev/null 2>&1 && return 0
+    echo "unpacking $2 (for $1)"
+    package_list
+    (cd "$HERDGATE_CI_DIR" && apt-get download -qq "$2" && dpkg-deb -x "$2"_*.deb "$2" && rm "$2"_*.deb)
+    PATH="$HERDGATE_CI_DIR/$2/usr/bin:$PATH"
+    command -v "$1" >/dev/null 2>&1 || { echo "$1 is not in $2" >&2; return 1; }
 }
 
 # python_with PACKAGE...: a virtual environment with these packages; sets PYTHON.

@@ -3,7 +3,7 @@
 # shellcheck source=../lib.sh
 source .ci/lib.sh
 
-need promtool prometheus
+need_only promtool prometheus
 need curl curl
 
 work=$(mktemp -d)
