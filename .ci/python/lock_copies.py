@@ -75,6 +75,7 @@ NOT_ON_A_WORKER = {
     "jiff": "time zones by name are not used: offsets are",
     "mio": "other systems' selectors",
     "regex-automata": "the log's filter, when a level is read",
+    "rusqlite": "the ancestor's database: `herdgate import` alone, or the thread of its import",
     "sharded-slab": "spans of the log: there are none on a request's way",
     "signal-hook-registry": "signals of the process",
     "synchronoise": "heed's event for closing a store",
