@@ -27,13 +27,15 @@ struct Case {
 
 /// All of them are tokio's: one for each event of a socket, one for each poll of a socket that is not ready. A burst costs
 /// what a short request does.
+// One of the six locks is the price of a write that waits behind the reads of others: its task is polled once more, and
+// registers with tokio once more. It saves the wake of another thread, which costs a hundred times as much.
 const CASES: &[Case] = &[
-    Case { name: "short request, native", path: "/api/chat", load: Load::Short, budget: 5, sleeps: 2 },
-    Case { name: "short request, v1", path: "/v1/chat/completions", load: Load::Short, budget: 5, sleeps: 2 },
+    Case { name: "short request, native", path: "/api/chat", load: Load::Short, budget: 6, sleeps: 2 },
+    Case { name: "short request, v1", path: "/v1/chat/completions", load: Load::Short, budget: 6, sleeps: 2 },
     Case { name: "chunk of a paced stream, native", path: "/api/chat", load: Load::Paced, budget: 3, sleeps: 1 },
     Case { name: "chunk of a paced stream, v1", path: "/v1/chat/completions", load: Load::Paced, budget: 3, sleeps: 1 },
-    Case { name: "burst of 64 chunks, native", path: "/api/chat", load: Load::Burst, budget: 5, sleeps: 2 },
-    Case { name: "burst of 64 chunks, v1", path: "/v1/chat/completions", load: Load::Burst, budget: 5, sleeps: 2 },
+    Case { name: "burst of 64 chunks, native", path: "/api/chat", load: Load::Burst, budget: 6, sleeps: 2 },
+    Case { name: "burst of 64 chunks, v1", path: "/v1/chat/completions", load: Load::Burst, budget: 6, sleeps: 2 },
 ];
 
 /// A worker that goes to sleep locks its I/O driver once and its timers twice, going and coming.
