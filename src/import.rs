@@ -1,9 +1,9 @@
 //! `herdgate import`: takes over what the ancestor counted, from its `token_counts.db` into the ledger.
 //!
-//! Run by `main`. Reads a copy of the database or the database itself, read-only ([`file`]), its three tables
+//! Run by `main`. Reads a copy of the database or the database itself, read-only (`file`), its three tables
 //! (`database`), under the names that this gate has for nodes and models (`names`), and hands the sums to the store
-//! ([`crate::usage::imported`]), or to the proxy that holds it (`proxy`); nothing is added twice. Must never write the ancestor's file or anything beside it,
-//! and never guess silently: what could not be taken as it stands is said in the summary (`table`).
+//! ([`crate::usage::imported`]), or to the proxy that holds it (`proxy`); nothing is added twice. Must never write the
+//! ancestor's file or anything beside it, and never guess silently: what could not be taken as it stands is said in the summary (`table`).
 
 mod database;
 mod file;

@@ -26,9 +26,8 @@ struct Case {
 }
 
 /// All of them are tokio's: one for each event of a socket, one for each poll of a socket that is not ready. A burst costs
-/// what a short request does.
-// One of the six locks is the price of a write that waits behind the reads of others: its task is polled once more, and
-// registers with tokio once more. It saves the wake of another thread, which costs a hundred times as much.
+/// what a short request does. One of the six is the price of a write that waits behind the reads of others: its task is
+/// polled once more, and registers with tokio once more.
 const CASES: &[Case] = &[
     Case { name: "short request, native", path: "/api/chat", load: Load::Short, budget: 6, sleeps: 2 },
     Case { name: "short request, v1", path: "/v1/chat/completions", load: Load::Short, budget: 6, sleeps: 2 },

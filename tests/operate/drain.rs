@@ -7,7 +7,7 @@ use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::{BODY, Load, finish, held};
+use crate::{BODY, Load, asking, finish, held};
 
 fn named(urls: &[String]) -> String {
     let nodes: Vec<String> =
@@ -28,12 +28,7 @@ async fn a_drained_node_finishes_what_it_has_and_stays_drained_over_a_restart() 
     let proxy = Proxy::from_file(&[], &nodes).await;
     proxy.until_listed("m:latest").await;
     eventually("both known", || async { proxy.loaded("m") == 2 }).await;
-    let mut clients = Vec::new();
-    for _ in 0..3 {
-        let mut client = Client::connect(proxy.address).await;
-        client.send(&post("/api/generate", BODY)).await;
-        clients.push(client);
-    }
+    let mut clients = asking(&proxy, 3).await;
     a.next().await;
     b.next().await;
     eventually("one waits", || async { proxy.waiting("m") == 1 }).await;

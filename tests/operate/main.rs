@@ -11,7 +11,8 @@ mod reload;
 mod times;
 
 use herdgate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
-use support::client::{Answer, Client, request};
+use support::client::{Answer, Client, post, request};
+use support::proxy::Proxy;
 use support::scripted::{self, Act, Pace, Scripted, Step, answer};
 
 /// A node whose answers wait for their pace.
@@ -90,4 +91,15 @@ impl Load {
         }
         self.done.load(Ordering::Acquire)
     }
+}
+
+/// Clients that have asked for [`BODY`] and wait for their answers.
+pub(crate) async fn asking(proxy: &Proxy, count: usize) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let mut client = Client::connect(proxy.address).await;
+        client.send(&post("/api/generate", BODY)).await;
+        clients.push(client);
+    }
+    clients
 }

@@ -8,7 +8,7 @@ use herdgate::sync::{Arc, AtomicU64, Ordering};
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
 use crate::support::scripted::{After, Scripted, Step, answer, chunk, chunked_head};
-use crate::{BODY, finish, held};
+use crate::{BODY, asking, finish, held};
 
 /// A stream that has begun: its client, and what the node sends next.
 async fn streaming(proxy: &Proxy) -> Client {
@@ -72,12 +72,7 @@ async fn who_waits_for_a_node_that_is_removed_is_served_by_the_new_one_or_told()
     let ((a, a_paces), (b, b_paces)) = (held(), held());
     let proxy = Proxy::from_file(&[a.url()], "slots: 1").await;
     proxy.until_listed("m:latest").await;
-    let mut clients = Vec::new();
-    for _ in 0..2 {
-        let mut client = Client::connect(proxy.address).await;
-        client.send(&post("/api/generate", BODY)).await;
-        clients.push(client);
-    }
+    let mut clients = asking(&proxy, 2).await;
     a.next().await;
     eventually("one waits", || async { proxy.waiting("m") == 1 }).await;
     proxy.reload(&[a.url(), b.url()], "slots: 1").await;
