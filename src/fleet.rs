@@ -35,7 +35,7 @@ use crate::clock::{Millis, millis};
 use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
-use crate::slots::{Cell, ModelWord, NodeWord, Pair, Queue};
+use crate::slots::{ModelWord, NodeWord, Pair, Place, Queue};
 use crate::sync::{Arc, AtomicU64, Hint, Ordering};
 use crate::usage::counters::Used;
 
@@ -327,8 +327,8 @@ pub struct Candidate {
     pub up: bool,
     /// Copied from the node.
     pub kind: NodeKind,
-    /// The pair's cell, one step nearer: a decision reads every candidate's.
-    pub cell: Arc<Cell>,
+    /// Where the word of the pair's cell is: a decision reads every candidate's.
+    pub place: Place,
     /// Slot word and counters of (node, name). Cells are shared by names with the same weights on that node.
     pub pair: Arc<Pair>,
     /// Digest of the manifest as `/api/tags` says (64 hex); empty for OpenAI-compatible nodes.
@@ -337,6 +337,15 @@ pub struct Candidate {
     pub remote: bool,
     /// Sick, and `routing.degrade` says so: taken when no other copy has room.
     pub last_choice: bool,
+}
+
+impl Candidate {
+    /// A copy on a node that is up, local to it, healthy.
+    #[must_use]
+    pub fn new(pair: Arc<Pair>, kind: NodeKind, digest: Arc<str>) -> Self {
+        let (node, place) = (pair.cell.node, pair.cell.place());
+        Self { node, up: true, kind, place, pair, digest, remote: false, last_choice: false }
+    }
 }
 
 /// Listings merged over the nodes that are up (plus the memory of those briefly down), serialised once per change.

@@ -17,6 +17,7 @@
 mod any;
 mod cold;
 pub mod explain;
+mod least;
 #[cfg(proxy_locked)]
 pub mod locked;
 mod retry;
@@ -29,7 +30,7 @@ use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::fleet::{Candidate, Model, Snapshot};
 use crate::ids::NodeId;
-use crate::slots::{Cell, Reading, Taken, Wants};
+use crate::slots::{Cell, Taken, Wants};
 use crate::sync::Arc;
 
 /// Rounds of choosing the best candidate and losing it to another thread before the first that fits is taken.
@@ -114,25 +115,25 @@ pub fn pick(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Choice {
 #[must_use]
 pub fn take_for_waiter(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<Arc<Cell>> {
     let candidate = take_warm(snapshot, model, ask).or_else(|| take_over(snapshot, model, ask))?;
-    Some(Arc::clone(&model.candidates[candidate].cell))
+    Some(Arc::clone(&model.candidates[candidate].pair.cell))
 }
 
 /// The candidate whose slot a waiter was granted; `None` if the model left that node meanwhile.
 #[must_use]
 pub fn candidate_of(model: &Model, cell: &Arc<Cell>) -> Option<usize> {
-    model.candidates.iter().position(|c| Arc::ptr_eq(&c.cell, cell))
+    model.candidates.iter().position(|c| Arc::ptr_eq(&c.pair.cell, cell))
 }
 
 /// Orders 1 and 2.
 fn take_warm(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
     let start = rotated(model);
     for _ in 0..ROUNDS {
-        let best = best(snapshot, model, ask, start, has_room)?;
-        if model.candidates[best].cell.try_take_warm() {
+        let best = least::with_room(snapshot, model, ask, start)?;
+        if model.candidates[best].pair.cell.try_take_warm() {
             return Some(took(model, best));
         }
     }
-    let fits = |c: &Candidate| ask.admits(snapshot, c) && c.cell.try_take_warm();
+    let fits = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.try_take_warm();
     let first = model.candidates.iter().position(fits)?;
     Some(took(model, first))
 }
@@ -141,73 +142,24 @@ fn take_warm(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize>
 fn take_over(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
     let start = rotated(model);
     for _ in 0..ROUNDS {
-        let best = best(snapshot, model, ask, start, |r| r.is_loaded() && r.is_soft())?;
-        if model.candidates[best].cell.try_take_over() {
+        let best = least::over_limit(snapshot, model, ask, start)?;
+        if model.candidates[best].pair.cell.try_take_over() {
             return Some(best);
         }
     }
-    let fits = |c: &Candidate| ask.admits(snapshot, c) && c.cell.try_take_over();
+    let fits = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.try_take_over();
     model.candidates.iter().position(fits)
 }
 
 fn wait_or_none(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Choice {
-    let later = |c: &Candidate| ask.admits(snapshot, c) && c.cell.node_word.may_serve_later();
+    let later = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.node_word.may_serve_later();
     if model.candidates.iter().any(later) { Choice::Wait } else { Choice::NoNode }
-}
-
-fn has_room(reading: Reading) -> bool {
-    reading.is_warm() && reading.is_below_limit()
-}
-
-/// The open candidate that admits the request and satisfies `fits` with the least relative load, loaded before loading;
-/// the first from `start` on among equals.
-fn best(
-    snapshot: &Snapshot,
-    model: &Model,
-    ask: &Ask<'_>,
-    start: usize,
-    fits: impl Fn(Reading) -> bool,
-) -> Option<usize> {
-    let mut best: Option<(usize, Reading, bool)> = None;
-    let (before, from) = model.candidates.split_at(start);
-    for (part, offset) in [(from, start), (before, 0)] {
-        for (at, candidate) in part.iter().enumerate() {
-            let reading = reading_of(candidate);
-            // Before anything else of the candidate is looked at: of a large fleet, nearly all end here.
-            if !fits(reading) {
-                continue;
-            }
-            let last = candidate.last_choice;
-            let worse = |(_, than, than_last): (usize, Reading, bool)| {
-                if last == than_last { !reading.is_better_than(than) } else { last }
-            };
-            if best.is_some_and(worse) || !ask.admits(snapshot, candidate) || !candidate.cell.node_word.is_open() {
-                continue;
-            }
-            if reading.is_idle() && reading.is_loaded() && !last {
-                return Some(offset + at);
-            }
-            best = Some((offset + at, reading, last));
-        }
-    }
-    best.map(|(at, ..)| at)
-}
-
-/// The cell's word; OpenAI-compatible nodes and remote stubs have no residency and count as loaded.
-fn reading_of(candidate: &Candidate) -> Reading {
-    let reading = candidate.cell.reading();
-    let resident = candidate.kind == NodeKind::OpenAi || candidate.remote;
-    if reading.is_loaded() || !resident {
-        return reading;
-    }
-    candidate.cell.mark_resident();
-    candidate.cell.reading()
 }
 
 /// A slot below the limit was taken: the copies are not all full. (Where a name lives on nodes of both kinds, room on
 /// a `/v1`-only node says nothing to native requests, which wait for the others.)
 fn took(model: &Model, candidate: usize) -> usize {
-    let native_warm = |c: &Candidate| c.kind == NodeKind::Ollama && c.cell.reading().is_warm();
+    let native_warm = |c: &Candidate| c.kind == NodeKind::Ollama && c.place.reading().is_warm();
     if model.word.is_full()
         && (model.candidates[candidate].kind == NodeKind::Ollama || !model.candidates.iter().any(native_warm))
     {

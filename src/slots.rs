@@ -16,6 +16,7 @@
 //! new capacity:  (limit raised, node opened, model loaded or found) then the same loop as after a release: `offer`
 //! ```
 
+mod bank;
 mod cell;
 mod links;
 #[cfg(all(test, proxy_loom))]
@@ -25,8 +26,9 @@ mod node;
 mod permit;
 mod waiters;
 
-pub(crate) use cell::Reading;
+pub use bank::{Bank, Place};
 pub use cell::{Cell, CellView, Limit, Taken};
+pub(crate) use cell::{Residency, Share};
 pub use model_word::{Load, ModelWord};
 pub use node::NodeWord;
 pub use permit::{Pair, Permit};

@@ -4,7 +4,7 @@ use herdgate::config::NodeKind;
 use herdgate::fleet::progress::NodeProgress;
 use herdgate::fleet::{Candidate, Model, NodePs, NodeView, OwnTimes, Snapshot, Target};
 use herdgate::ids::{CellId, ModelId, NodeId};
-use herdgate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
+use herdgate::slots::{Bank, Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use herdgate::sync::Arc;
 use herdgate::usage::counters::PairCounters;
 
@@ -16,12 +16,12 @@ pub(crate) fn herd(count: u32, limit: Limit, workers: usize) -> (Snapshot, Arc<M
     let word = Arc::new(ModelWord::new());
     let queue = Arc::new(Queue::new(1_024));
     let nodes: Box<[_]> = (0..count).map(|at| Arc::new(node(at, workers))).collect();
+    let mut bank = Bank::default();
     let candidate = |node: &Arc<NodeView>| {
-        let pair = pair(node.id, &node.word, limit, Some(Arc::clone(&word)), workers);
+        let cell = Cell::beside(&mut bank, CellId(node.id.0), node.id, Arc::clone(&node.word), limit);
+        let pair = pair(cell, Some(Arc::clone(&word)), workers);
         pair.cell.link(Arc::clone(&queue));
-        let digest = Arc::from("");
-        let cell = Arc::clone(&pair.cell);
-        Candidate { node: node.id, up: true, kind: node.kind, cell, pair, digest, remote: false, last_choice: false }
+        Candidate::new(pair, node.kind, Arc::from(""))
     };
     let candidates = nodes.iter().map(candidate).collect();
     let (id, name) = (ModelId(2), Arc::from(MODEL));
@@ -55,7 +55,7 @@ fn node(at: u32, workers: usize) -> NodeView {
         cause: Arc::from(""),
         since: 0,
         version: None,
-        any: pair(NodeId(at), &word, Limit::Soft(4), None, workers),
+        any: pair(Cell::new(CellId(at), NodeId(at), Arc::clone(&word), Limit::Soft(4)), None, workers),
         word,
         cloud: false,
         ps: Arc::new(NodePs::default()),
@@ -67,13 +67,11 @@ fn node(at: u32, workers: usize) -> NodeView {
     }
 }
 
-fn pair(
-    node: NodeId,
-    word: &Arc<NodeWord>,
-    limit: Limit,
-    model_word: Option<Arc<ModelWord>>,
-    workers: usize,
-) -> Arc<Pair> {
-    let cell = Arc::new(Cell::new(CellId(node.0), node, Arc::clone(word), limit));
-    Arc::new(Pair { cell, counters: Arc::new(PairCounters::new(workers)), model: ModelId(2), model_word })
+fn pair(cell: Cell, model_word: Option<Arc<ModelWord>>, workers: usize) -> Arc<Pair> {
+    Arc::new(Pair {
+        cell: Arc::new(cell),
+        counters: Arc::new(PairCounters::new(workers)),
+        model: ModelId(2),
+        model_word,
+    })
 }

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use crate::clock::Millis;
-use crate::config::{Config, Degrade, SlotsConfig};
+use crate::config::{Config, Degrade, NodeKind, SlotsConfig};
 use crate::fleet::cells::{Cells, Key, Use};
 use crate::fleet::facts::{Facts, INCOMPLETE_MS, is_known, place};
 use crate::fleet::inventory::{Entry, Loaded};
@@ -226,8 +226,11 @@ impl Facts {
             routes.push((Arc::clone(&entry.key), Arc::clone(&pair)));
             let (kind, digest) = (node.config.kind, Arc::clone(&entry.digest));
             let last_choice = demote && node.sick.iter().any(|symptom| symptom.model == name.id);
-            let (cell, remote) = (Arc::clone(&pair.cell), entry.remote);
-            let candidate = Candidate { node: node.id, up, kind, cell, pair, digest, remote, last_choice };
+            if kind == NodeKind::OpenAi || entry.remote {
+                // Nothing is loaded or unloaded there. Linked queues, if any, have seen the cell published.
+                pair.cell.mark_resident();
+            }
+            let candidate = Candidate { up, remote: entry.remote, last_choice, ..Candidate::new(pair, kind, digest) };
             edits.entry(Arc::clone(&entry.key)).or_default().push((node.id, Edit::Put(candidate)));
         }
         self.work += routes.len();

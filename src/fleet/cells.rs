@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use crate::clock::Millis;
 use crate::fleet::Model;
 use crate::ids::{CellId, ModelId, NodeId};
-use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
+use crate::slots::{Bank, Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::sync::Arc;
 use crate::usage::counters::{PairCounters, Used};
 use crate::usage::names::Names;
@@ -72,6 +72,8 @@ pub struct Cells {
     queue_length: u32,
     /// Per node, by weights.
     cells: HashMap<NodeId, HashMap<Arc<str>, Arc<Cell>>>,
+    /// The words of those with the same weights lie together; by what the weights were called when a cell was made.
+    banks: HashMap<Arc<str>, Bank>,
     next_cell: u32,
     by_key: HashMap<Arc<str>, Name>,
     /// Names that left every node and whose queue can still be joined by holders of an old Snapshot.
@@ -88,6 +90,7 @@ impl Cells {
             workers,
             queue_length,
             cells: HashMap::new(),
+            banks: HashMap::new(),
             next_cell: 0,
             by_key: HashMap::new(),
             gone: Vec::new(),
@@ -208,7 +211,7 @@ impl Cells {
         });
     }
 
-    /// Lets go of names that no model of the published Snapshot has.
+    /// Lets go of names that no model of the published Snapshot has, and of weights that nobody has.
     pub fn keep_names(&mut self, models: &HashMap<Box<str>, Arc<Model>>) {
         let gone = &mut self.gone;
         self.by_key.retain(|key, name| {
@@ -218,6 +221,7 @@ impl Cells {
             }
             stays
         });
+        self.banks.retain(|_, bank| !bank.is_unused());
         self.sweep();
     }
 
@@ -252,7 +256,8 @@ impl Cells {
         let cell = stand_in.unwrap_or_else(|| {
             let id = CellId(self.next_cell);
             self.next_cell += 1;
-            Arc::new(Cell::new(id, node, Arc::clone(word), limit))
+            let bank = self.banks.entry(of.weights().into()).or_default();
+            Arc::new(Cell::beside(bank, id, node, Arc::clone(word), limit))
         });
         cells.insert(of.weights().into(), Arc::clone(&cell));
         cell

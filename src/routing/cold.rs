@@ -9,12 +9,14 @@ use crate::fleet::{Candidate, Model, Snapshot};
 use crate::slots::{Granted, Load, Wants};
 use crate::sync::Arc;
 
-use super::{Ask, Choice, best, has_room, reading_of, rotated, took, wait_or_none};
+use super::{Ask, Choice, least, rotated, took, wait_or_none};
 
 /// Starts a copy for this request if the rules allow one now: order 3. The slot is taken, the cell LOADING.
 pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
-    let serves = |c: &&Candidate| ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
-    let warm = model.candidates.iter().filter(serves).any(|c| reading_of(c).is_warm());
+    // The word first: of a large fleet, nearly all end there.
+    let serves =
+        |c: &Candidate| c.place.reading().is_warm() && ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
+    let warm = model.candidates.iter().any(serves);
     if warm {
         if !ask.is_retry() {
             model.word.note_full(ask.now);
@@ -42,7 +44,7 @@ pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option
 /// The node with the least work that has the model on disk and may load it now; ties rotate.
 fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
     let may_load = |c: &Candidate| {
-        let reading = reading_of(c);
+        let reading = c.place.reading();
         !reading.is_warm()
             && reading.is_below_limit()
             && ask.admits(snapshot, c)
@@ -88,7 +90,7 @@ fn start_for_waiter(snapshot: &Snapshot, model: &Model, wants: &Wants, now: Mill
     if model.queue.is_empty() {
         return;
     }
-    if let Some(room) = best(snapshot, model, &ask, 0, has_room) {
+    if let Some(room) = least::with_room(snapshot, model, &ask, 0) {
         took(model, room);
         return;
     }

@@ -4,7 +4,6 @@
 //! Called for dry runs. Held against `pick` itself by a property test.
 
 use super::Ask;
-use crate::config::NodeKind;
 use crate::fleet::{Candidate, Model, Snapshot};
 use crate::ids::NodeId;
 use crate::slots::{CellView, Limit};
@@ -56,7 +55,7 @@ pub enum Would {
 #[must_use]
 pub fn explain(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> (Would, Vec<Explained>) {
     let stands = model.candidates.iter().enumerate().map(|(at, one)| {
-        let view = seen(one);
+        let view = one.pair.cell.view();
         Explained { candidate: at, stand: stand(snapshot, one, &view, ask), view }
     });
     let mut all: Vec<Explained> = stands.collect();
@@ -65,13 +64,6 @@ pub fn explain(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> (Would, Vec
         (one.stand.max(Stand::Loading), candidate.last_choice, one.stand, rank(candidate, one))
     });
     (would(model, ask, &all), all)
-}
-
-/// The word of a candidate; those without residency count as loaded.
-fn seen(candidate: &Candidate) -> CellView {
-    let view = candidate.pair.cell.view();
-    let resident = candidate.kind == NodeKind::OpenAi || candidate.remote;
-    CellView { loaded: view.loaded || resident, ..view }
 }
 
 fn stand(snapshot: &Snapshot, candidate: &Candidate, view: &CellView, ask: &Ask<'_>) -> Stand {

@@ -130,7 +130,7 @@ async fn fill(snapshot: &Snapshot, now: Millis) {
         for candidate in model.candidates.iter().filter(|candidate| candidate.up) {
             let node = candidate.node.0 as usize;
             available[node].insert(name.clone());
-            if super::reading_of(candidate).is_loaded() {
+            if candidate.pair.cell.view().loaded {
                 loaded[node].insert(name.clone());
             }
         }

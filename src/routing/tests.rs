@@ -26,16 +26,10 @@ fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
     let views: Vec<_> = nodes.iter().enumerate().map(|(i, (kind, _))| Arc::new(node_view(i, *kind))).collect();
     let candidates = nodes.iter().zip(&views).map(|((kind, limit), view)| {
         let cell = Arc::new(Cell::new(CellId(view.id.0), view.id, Arc::clone(&view.word), *limit));
-        Candidate {
-            node: view.id,
-            up: true,
-            kind: *kind,
-            cell: Arc::clone(&cell),
-            pair: pair(cell, Some(Arc::clone(&word))),
-            digest: Arc::from(""),
-            remote: false,
-            last_choice: false,
+        if *kind == NodeKind::OpenAi {
+            cell.mark_resident();
         }
+        Candidate::new(pair(cell, Some(Arc::clone(&word))), *kind, Arc::from(""))
     });
     let model = Model {
         id: ModelId(2),
@@ -336,7 +330,10 @@ fn room_on_a_v1_only_node_does_not_hold_back_a_native_spill() {
 #[test]
 fn remote_stub_is_warm_where_prompts_may_leave_the_house() {
     let mut herd = ollama(&[HARD1, HARD1]);
-    herd.model.candidates.iter_mut().for_each(|c| c.remote = true);
+    for stub in &mut herd.model.candidates {
+        stub.remote = true;
+        stub.pair.cell.mark_resident();
+    }
     assert_eq!(herd.pick(), Choice::NoNode);
     Arc::get_mut(&mut herd.snapshot.nodes[1]).expect("nobody else has it").cloud = true;
     assert_eq!(herd.pick(), warm(1));

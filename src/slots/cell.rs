@@ -6,10 +6,9 @@
 //! residency to speak of). The generation moves with every take. Whether the node itself takes work is the [`NodeWord`].
 //! Must not know names, health rules or HTTP, and never lock or allocate on the taken path.
 
-use crossbeam::utils::CachePadded;
-
 use crate::clock::Millis;
 use crate::ids::{CellId, NodeId};
+use crate::slots::bank::{Bank, Place};
 use crate::slots::links::Links;
 use crate::slots::waiters::Granted;
 use crate::slots::{NodeWord, Queue, pairing_fence};
@@ -61,17 +60,52 @@ pub struct CellView {
 #[derive(Clone, Copy)]
 pub(crate) struct Reading(u64);
 
-impl Reading {
-    pub(crate) fn is_loaded(self) -> bool {
-        self.0 & LOADED != 0
-    }
+/// What a decision asks of a copy.
+#[derive(Clone, Copy)]
+pub(crate) enum Residency {
+    /// In the node's memory.
+    Loaded,
+    /// The same, and its limit is a preference.
+    LoadedSoft,
+    /// On its way there by a request of ours.
+    Loading,
+}
 
+/// Slots taken relative to the limit.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    in_flight: u64,
+    limit: u64,
+}
+
+impl Share {
+    /// All of them: what has room is below.
+    pub(crate) const FULL: Self = Self { in_flight: 1, limit: 1 };
+    /// More than any copy has.
+    pub(crate) const ANY: Self = Self { in_flight: 1, limit: 0 };
+}
+
+impl Place {
+    /// The word as it is, for decisions; stale at once.
+    #[inline]
+    pub(crate) fn reading(&self) -> Reading {
+        Reading(self.word().load(Ordering::Relaxed))
+    }
+}
+
+impl Reading {
     pub(crate) fn is_warm(self) -> bool {
         self.0 & (LOADED | LOADING) != 0
     }
 
-    pub(crate) fn is_soft(self) -> bool {
-        self.0 & SOFT != 0
+    #[inline]
+    pub(crate) fn is(self, residency: Residency) -> bool {
+        let (of, flags) = match residency {
+            Residency::Loaded => (LOADED, LOADED),
+            Residency::LoadedSoft => (LOADED | SOFT, LOADED | SOFT),
+            Residency::Loading => (LOADED | LOADING, LOADING),
+        };
+        self.0 & of == flags
     }
 
     pub(crate) fn is_below_limit(self) -> bool {
@@ -82,16 +116,16 @@ impl Reading {
         self.0 & COUNT_MAX == 0
     }
 
-    /// Loaded before loading, then less in flight relative to the limit (products of two 24-bit numbers: no overflow).
-    pub(crate) fn is_better_than(self, other: Self) -> bool {
-        if self.is_loaded() != other.is_loaded() {
-            return self.is_loaded();
-        }
-        (self.0 & COUNT_MAX) * other.limit() < (other.0 & COUNT_MAX) * self.limit()
+    /// Less is taken of it than that; exact: products of two 24-bit numbers.
+    #[inline]
+    pub(crate) fn is_below(self, than: Share) -> bool {
+        let Share { in_flight, limit } = self.share();
+        in_flight * than.limit < than.in_flight * limit
     }
 
-    fn limit(self) -> u64 {
-        (self.0 >> LIMIT_SHIFT & COUNT_MAX).max(1)
+    #[inline]
+    pub(crate) fn share(self) -> Share {
+        Share { in_flight: self.0 & COUNT_MAX, limit: self.0 >> LIMIT_SHIFT & COUNT_MAX }
     }
 }
 
@@ -127,7 +161,7 @@ pub struct Cell {
     pub node: NodeId,
     /// The node's own word.
     pub node_word: Arc<NodeWord>,
-    word: CachePadded<AtomicU64>,
+    place: Place,
     /// When the copy was last known to be loaded. A late reading only delays a `mark_unloaded` by one poll.
     known_loaded: Hint,
     /// When LOADING was set last; written before the flag, published by it.
@@ -137,24 +171,40 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A cell with nothing in flight, neither loaded nor loading, linked to no queue.
+    /// A cell with nothing in flight, neither loaded nor loading, linked to no queue; its word has no neighbours.
     #[must_use]
     pub fn new(id: CellId, node: NodeId, node_word: Arc<NodeWord>, limit: Limit) -> Self {
+        Self::beside(&mut Bank::default(), id, node, node_word, limit)
+    }
+
+    /// The same, with its word beside those that `bank` gave other copies of the model.
+    #[must_use]
+    pub fn beside(bank: &mut Bank, id: CellId, node: NodeId, node_word: Arc<NodeWord>, limit: Limit) -> Self {
         Self {
             id,
             node,
             node_word,
-            word: CachePadded::new(AtomicU64::new(limit_bits(limit))),
+            place: bank.place(limit_bits(limit)),
             known_loaded: Hint::default(),
             loading_since: AtomicU64::new(0),
             links: Links::new(),
         }
     }
 
+    /// Where its word is, for a list of copies that a decision reads.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        self.place.word()
+    }
+
     /// One reading.
     #[must_use]
     pub fn view(&self) -> CellView {
-        let word = self.word.load(Ordering::Acquire);
+        let word = self.word().load(Ordering::Acquire);
         let count = |bits: u64| u32::try_from(bits & COUNT_MAX).unwrap_or(u32::MAX);
         let limit = count(word >> LIMIT_SHIFT);
         CellView {
@@ -164,12 +214,6 @@ impl Cell {
             loading: word & LOADING != 0,
             open: self.node_word.is_open(),
         }
-    }
-
-    /// The word as it is, for decisions; stale at once.
-    #[must_use]
-    pub(crate) fn reading(&self) -> Reading {
-        Reading(self.word.load(Ordering::Relaxed))
     }
 
     /// Takes a slot of a loaded or loading copy below its limit, on an open node.
@@ -183,7 +227,7 @@ impl Cell {
     #[must_use]
     pub fn try_take_cold(&self, now: Millis) -> bool {
         let cold = |w: u64| w & (LOADED | LOADING) == 0 && below_limit(w);
-        if !cold(self.word.load(Ordering::Relaxed)) || !self.node_word.begin_cold() {
+        if !cold(self.word().load(Ordering::Relaxed)) || !self.node_word.begin_cold() {
             return false;
         }
         self.loading_since.store(now, Ordering::Relaxed);
@@ -209,11 +253,11 @@ impl Cell {
     /// The copy is loaded: a success of ours, or `/api/ps` shows it. Then serves waiters (all of them if the limit is soft).
     pub fn mark_loaded(self: &Arc<Self>, now: Millis) {
         self.known_loaded.raise(now);
-        let mut word = self.word.load(Ordering::Relaxed);
+        let mut word = self.word().load(Ordering::Relaxed);
         // A permit in flight keeps LOADED from being cleared, so a success may trust this reading.
         while word & (LOADED | LOADING) != LOADED {
             let next = (word | LOADED) & !LOADING;
-            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.word().compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     if word & LOADING != 0 {
                         self.node_word.end_cold();
@@ -227,7 +271,7 @@ impl Cell {
 
     /// Loaded for good: OpenAI-compatible nodes and remote stubs have no residency. Then serves waiters.
     pub fn mark_resident(self: &Arc<Self>) {
-        let before = self.word.fetch_or(RESIDENT | LOADED, Ordering::AcqRel);
+        let before = self.word().fetch_or(RESIDENT | LOADED, Ordering::AcqRel);
         if before & LOADED == 0 {
             self.offer();
         }
@@ -235,7 +279,7 @@ impl Cell {
 
     /// The load failed, was given up, or took too long: no longer LOADING. No effect unless it was.
     pub fn mark_load_failed(&self) {
-        let before = self.word.fetch_and(!LOADING, Ordering::AcqRel);
+        let before = self.word().fetch_and(!LOADING, Ordering::AcqRel);
         if before & LOADING != 0 {
             self.node_word.end_cold();
         }
@@ -244,10 +288,10 @@ impl Cell {
     /// `/api/ps`, asked at `asked_at`, does not show the copy: no longer LOADED, unless it was known to be loaded since,
     /// something is in flight, or the copy is resident for good.
     pub fn mark_unloaded(&self, asked_at: Millis) {
-        let mut word = self.word.load(Ordering::Acquire);
+        let mut word = self.word().load(Ordering::Acquire);
         // The word is read before `known_loaded`: a request that came, succeeded and went in between moved the generation.
         while word & (LOADED | RESIDENT) == LOADED && word & COUNT_MAX == 0 && self.known_loaded.get() < asked_at {
-            match self.word.compare_exchange_weak(word, word & !LOADED, Ordering::AcqRel, Ordering::Acquire) {
+            match self.word().compare_exchange_weak(word, word & !LOADED, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return,
                 Err(now) => word = now,
             }
@@ -257,7 +301,7 @@ impl Cell {
     /// Since when the copy is loading, if it is.
     #[must_use]
     pub fn loading_since(&self) -> Option<Millis> {
-        let word = self.word.load(Ordering::Acquire);
+        let word = self.word().load(Ordering::Acquire);
         (word & LOADING != 0).then(|| self.loading_since.load(Ordering::Relaxed))
     }
 
@@ -270,10 +314,10 @@ impl Cell {
 
     /// Changes the limit, then offers what it freed. What is in flight above a lowered limit stays until released.
     pub fn set_limit(self: &Arc<Self>, limit: Limit) {
-        let mut word = self.word.load(Ordering::Relaxed);
+        let mut word = self.word().load(Ordering::Relaxed);
         loop {
             let next = word & !(COUNT_MAX << LIMIT_SHIFT | SOFT) | limit_bits(limit);
-            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.word().compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return self.offer(),
                 Err(now) => word = now,
             }
@@ -334,7 +378,7 @@ impl Cell {
     }
 
     fn may_hand_over(&self) -> bool {
-        let word = self.word.load(Ordering::Relaxed);
+        let word = self.word().load(Ordering::Relaxed);
         let within = word & COUNT_MAX <= word >> LIMIT_SHIFT & COUNT_MAX;
         let serves = if word & SOFT != 0 { within || word & LOADED != 0 } else { within };
         serves && word & (LOADED | LOADING) != 0 && self.node_word.is_open()
@@ -342,16 +386,16 @@ impl Cell {
 
     /// Gives a held slot back to the count without looking for waiters.
     pub(crate) fn give_back(&self) {
-        let before = self.word.fetch_sub(1, Ordering::AcqRel);
+        let before = self.word().fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before & COUNT_MAX > 0, "a slot is released once");
         self.node_word.work_hint().sub(1);
     }
 
     fn take(&self, flags: u64, may: impl Fn(u64) -> bool) -> bool {
-        let mut word = self.word.load(Ordering::Relaxed);
+        let mut word = self.word().load(Ordering::Relaxed);
         while may(word) && word & COUNT_MAX < COUNT_MAX {
             let next = (word + 1).wrapping_add(GENERATION_ONE) | flags;
-            match self.word.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.word().compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     self.node_word.work_hint().add(1);
                     return true;
@@ -372,7 +416,8 @@ fn below_limit(word: u64) -> bool {
 
 fn limit_bits(limit: Limit) -> u64 {
     let (count, soft) = match limit {
-        Limit::Soft(count) => (count, SOFT),
+        // A share of nothing compares with nothing.
+        Limit::Soft(count) => (count.max(1), SOFT),
         Limit::Hard(count) => (count, 0),
     };
     u64::from(count).min(COUNT_MAX) << LIMIT_SHIFT | soft

@@ -124,8 +124,12 @@ impl Script {
     }
 }
 
+/// An entry of `/api/tags`; `NAME-cloud` runs elsewhere.
 fn tag((name, digest): &(String, String)) -> String {
-    format!(r#"{{"name":"{name}","model":"{name}","modified_at":"2026-11-23T21:08:38Z","size":1,"digest":"{digest}"}}"#)
+    let remote = if name.ends_with("-cloud") { r#""remote_host":"https://ollama.com:443","# } else { "" };
+    format!(
+        r#"{{"name":"{name}","model":"{name}",{remote}"modified_at":"2026-11-23T21:08:38Z","size":1,"digest":"{digest}"}}"#
+    )
 }
 
 /// The fleet's facts with a scripted node behind each.
@@ -264,6 +268,8 @@ impl Herd {
                 assert!(Arc::ptr_eq(&candidate.pair.cell.node_word, &node.word));
                 assert_eq!(candidate.pair.model, model.id);
                 assert!(snapshot.panicking || candidate.up == node.up);
+                let has_no_residency = candidate.kind == NodeKind::OpenAi || candidate.remote;
+                assert!(!has_no_residency || candidate.pair.cell.view().loaded, "nothing is ever loaded there");
             }
         }
         let listed = names(&snapshot.listing.tags, "models", "name");

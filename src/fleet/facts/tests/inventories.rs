@@ -181,6 +181,15 @@ fn an_openai_node_serves_what_it_says() {
 }
 
 #[test]
+fn a_remote_stub_counts_as_loaded_from_its_first_generation() {
+    let mut herd = Herd::new(vec![Script::ollama(&[("gpt-oss:120b-cloud", "d1"), ("a:latest", "d2")])]);
+    herd.run(6_000);
+    let stub = herd.model("gpt-oss:120b:cloud");
+    assert!(stub.candidates[0].remote && stub.candidates[0].pair.cell.view().loaded, "though /api/ps lists nothing");
+    assert!(!herd.cell("a:latest", 0).view().loaded);
+}
+
+#[test]
 fn rapid_changes_leave_each_snapshot_consistent() {
     let all: Vec<(String, String)> = (0..12).map(|n| (format!("m{n}:latest"), format!("d{}", n % 5))).collect();
     let script = |at: usize| Script {

@@ -54,16 +54,8 @@ fn fleet(models: &[(&str, &[(u32, &str)])]) -> Snapshot {
     let nodes: Vec<NodeView> = (0..).zip(["a", "b", "c", "d"]).map(|(at, name)| node(at, name)).collect();
     let candidate = |(at, digest): &(u32, &str)| {
         let pair = pair(NodeId(*at));
-        Candidate {
-            node: NodeId(*at),
-            up: nodes[*at as usize].up,
-            kind: nodes[*at as usize].kind,
-            cell: Arc::clone(&pair.cell),
-            pair,
-            digest: (*digest).into(),
-            remote: false,
-            last_choice: false,
-        }
+        let node = &nodes[*at as usize];
+        Candidate { up: node.up, ..Candidate::new(pair, node.kind, (*digest).into()) }
     };
     let model = |(name, copies): &(&str, &[(u32, &str)])| {
         let model = Model {
