@@ -27,6 +27,7 @@ pub mod sick;
 mod weave;
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::net::SocketAddr;
 
 use arc_swap::ArcSwap;
@@ -35,6 +36,7 @@ use crate::clock::{Millis, millis};
 use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{ModelId, NodeId};
+use crate::mix::Mix;
 use crate::slots::{ModelWord, NodeWord, Pair, Place, Queue};
 use crate::sync::{Arc, AtomicU64, Hint, Ordering};
 use crate::usage::counters::Used;
@@ -68,6 +70,9 @@ impl Default for Fleet {
     }
 }
 
+/// Models by the key of their name ([`crate::dialect::name::key`]): nodes list the names, clients only look them up.
+pub type Models = HashMap<Box<str>, Arc<Model>, BuildHasherDefault<Mix>>;
+
 /// One generation of facts.
 ///
 /// It owns up to nodes times models candidates: the last reader must not be the one to free them on a worker, so the
@@ -80,8 +85,8 @@ pub struct Snapshot {
     pub published: Millis,
     /// Every node that is or was configured, indexed by [`NodeId`]; see [`Snapshot::configured`].
     pub nodes: Box<[Arc<NodeView>]>,
-    /// Every model that a node, up or down, has or is remembered to have had; by [`crate::dialect::name::key`].
-    pub models: Arc<HashMap<Box<str>, Arc<Model>>>,
+    /// Every model that a node, up or down, has or is remembered to have had.
+    pub models: Arc<Models>,
     /// The first poll round is done (or 2 s have passed): clients are served.
     pub ready: bool,
     /// Some configured node has never been reached and the process is younger than 60 s: unknown names are 503.

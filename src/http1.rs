@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 mod head;
 mod lines;
+mod name;
 mod request;
 mod says;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use chunked::Chunks;
 pub use decode::{ResponseDecoder, head_end};
 pub use encode::{RequestHead, encode_request};
 pub use lines::{Lines, push_decimal};
+pub use name::{is_name, name_begins};
 pub use request::{BodyDecoder, BodyFraming, InboundHead, LineRoom, Refused, blank_lines, line_room, parse_request};
 pub(crate) use says::tokens;
 

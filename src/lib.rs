@@ -43,6 +43,7 @@ pub mod ids;
 pub mod import;
 pub mod live;
 pub mod log;
+pub mod mix;
 pub mod operator;
 pub mod package;
 pub mod proxy;

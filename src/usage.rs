@@ -16,7 +16,6 @@ pub mod locked;
 pub mod lost;
 pub mod memory;
 pub mod meters;
-mod mix;
 pub mod names;
 mod query;
 pub mod recorder;

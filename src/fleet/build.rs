@@ -17,7 +17,7 @@ use crate::fleet::listing::{self, Source};
 use crate::fleet::node::{Node, Now};
 use crate::fleet::reconfigure::Told;
 use crate::fleet::weave::{Edit, woven};
-use crate::fleet::{Candidate, Listing, Model, NodeView, OwnTimes, Snapshot, name_line};
+use crate::fleet::{Candidate, Listing, Model, Models, NodeView, OwnTimes, Snapshot, name_line};
 use crate::ids::NodeId;
 use crate::slots::{Cell, Limit, Pair};
 use crate::sync::Arc;
@@ -39,8 +39,6 @@ pub(super) struct Routes {
 
 /// What changed, by the models' keys; of each the nodes in order.
 type Edits = HashMap<Arc<str>, Vec<(NodeId, Edit)>>;
-
-type Models = HashMap<Box<str>, Arc<Model>>;
 
 impl Facts {
     /// The next generation, if something has changed that is due to be told.

@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 
 use crate::clock::Millis;
-use crate::fleet::Model;
+use crate::fleet::Models;
 use crate::ids::{CellId, ModelId, NodeId};
 use crate::slots::{Bank, Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::sync::Arc;
@@ -212,7 +212,7 @@ impl Cells {
     }
 
     /// Lets go of names that no model of the published Snapshot has, and of weights that nobody has.
-    pub fn keep_names(&mut self, models: &HashMap<Box<str>, Arc<Model>>) {
+    pub fn keep_names(&mut self, models: &Models) {
         let gone = &mut self.gone;
         self.by_key.retain(|key, name| {
             let stays = models.contains_key(&**key);

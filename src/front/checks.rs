@@ -58,7 +58,7 @@ impl<'r> Asking<'r> {
             HeadLines::Map(map) => {
                 let mut lines = Lines::in_buffer(client.local.upstreams.buffer());
                 headers::to_node(&mut lines, || headers::of_map(map), self.known.names_headers);
-                lines.push_parsed(headers::REQUEST_ID, client.request_id.get().as_bytes());
+                lines.push_parsed(headers::REQUEST_ID.as_bytes(), client.request_id.get().as_bytes());
                 (lines, &nothing)
             }
         };
@@ -204,7 +204,11 @@ fn malformed(asking: &Asking<'_>) -> Option<Response<OutBody>> {
 
 /// What a `Host` may hold. Source: Go, net/http; RFC 3986 §3.2.2.
 fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte)
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'$' | b'%' | b'&' | b'\'' | b'('..=b'.' | b':' | b';' | b'=' | b'[' | b']' | b'_' | b'~'
+        )
 }
 
 fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<OutBody> {

@@ -186,7 +186,7 @@ impl Connection {
         {
             let mut picked = Lines::in_buffer(self.client.local.upstreams.buffer());
             headers::to_node(&mut picked, lines, found.names_headers);
-            picked.push_parsed(headers::REQUEST_ID, id.as_bytes());
+            picked.push_parsed(headers::REQUEST_ID.as_bytes(), id.as_bytes());
             own.set(picked);
         }
         *self.body.borrow_mut() = Incoming::new(found.framing, self.head_bytes_max(), asking.known.expect.is_some());
@@ -301,6 +301,8 @@ impl Connection {
                 if blocked && self.poll_flush(cx)?.is_pending() {
                     return self.poll_gone(cx).map(|()| Err(Gone));
                 }
+                // What the next read brings waits anew; a wake-up that finds nothing to write goes straight to it.
+                blocked = false;
                 behind.again();
                 let mut output = self.lent_output();
                 let (turn, last) = next(cx, &mut |payload| match framing {

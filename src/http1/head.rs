@@ -36,7 +36,7 @@ pub(super) fn parse(
     let close = doubtful || says.close || (!is_http11 && !says.keep) || framing == Framing::UntilClose;
     let mut lines = Lines::in_buffer(std::mem::take(spare));
     for line in parsed.headers.iter() {
-        lines.push_parsed(line.name, line.value);
+        lines.push_parsed(line.name.as_bytes(), line.value);
     }
     let head = ResponseHead { status, lines, framing, close, keep_alive: says.keep_alive };
     Ok(Some((head, length)))

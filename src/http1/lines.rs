@@ -1,6 +1,8 @@
 //! Header lines as they stand on the wire, in one buffer that can be used again: what a head carries from one side to
 //! the other. Pure. Must never hold a line that would end early or begin another.
 
+use super::is_name;
+
 /// Header lines in order, each `name: value` and CRLF. Names keep their spelling; look-ups ignore case.
 ///
 /// Cheaper than a map where lines are passed on and few are asked for: appending copies, nothing is hashed.
@@ -33,9 +35,9 @@ impl Lines {
     }
 
     /// Appends a line of a head that was parsed: name and value are known to be clean.
-    pub(crate) fn push_parsed(&mut self, name: &str, value: &[u8]) {
+    pub(crate) fn push_parsed(&mut self, name: &[u8], value: &[u8]) {
         self.bytes.reserve(name.len() + value.len() + 4);
-        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(name);
         self.bytes.extend_from_slice(b": ");
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
@@ -54,10 +56,10 @@ impl Lines {
         })
     }
 
-    /// The first value of this name.
+    /// The first value of this name, which is in small letters.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    pub fn get(&self, name: &'static str) -> Option<&[u8]> {
+        self.iter().find(|(found, _)| is_name(found, name)).map(|(_, value)| value)
     }
 
     /// The lines without the blank one that ends a head.
@@ -118,7 +120,7 @@ mod tests {
         let all: Vec<_> = lines.iter().collect();
         assert_eq!(all.len(), 4);
         assert_eq!(all[0], (&b"Content-Type"[..], &b"text/plain; a=\"b:c\""[..]));
-        assert_eq!(lines.get("x-EMPTY"), Some(&b""[..]));
+        assert_eq!(lines.get("x-empty"), Some(&b""[..]));
         assert_eq!(lines.get("x-two"), Some(&b"1"[..]));
         assert_eq!(lines.get("x-three"), None);
     }

@@ -3,7 +3,7 @@
 //! Called for heads of both directions. It reports what was said, contradictions included; what they mean is decided by
 //! the reader of each direction, who has a rule of its own for them.
 
-use super::KeepAlive;
+use super::{KeepAlive, is_name};
 
 /// What `Content-Length` said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,10 +51,10 @@ impl Says {
     /// Takes note of one line.
     pub(crate) fn note(&mut self, name: &[u8], value: &[u8]) {
         match name.len() {
-            14 if name.eq_ignore_ascii_case(b"content-length") => self.note_length(value),
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.note_coding(value),
-            10 if name.eq_ignore_ascii_case(b"connection") => self.note_connection(value),
-            10 if name.eq_ignore_ascii_case(b"keep-alive") => self.note_keep_alive(value),
+            14 if is_name(name, "content-length") => self.note_length(value),
+            17 if is_name(name, "transfer-encoding") => self.note_coding(value),
+            10 if is_name(name, "connection") => self.note_connection(value),
+            10 if is_name(name, "keep-alive") => self.note_keep_alive(value),
             _ => {}
         }
     }

@@ -6,7 +6,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::http1::{Lines, tokens};
+use crate::http1::{Lines, is_name, name_begins, tokens};
 
 /// The lines of a head that front and proxy ask for; of a repeated one the first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +46,7 @@ impl<'h> Known<'h> {
     }
 
     fn note(&mut self, name: &[u8], value: &'h [u8]) {
-        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+        let is = |wanted| is_name(name, wanted);
         let place = match name.len() {
             4 if is("host") => {
                 self.hosts += 1;
@@ -102,7 +102,7 @@ pub fn of_map(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 /// Headers about one hop only. `Connection` may name more of them.
 fn is_hop_by_hop(name: &[u8]) -> bool {
-    let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+    let is = |wanted| is_name(name, wanted);
     match name.len() {
         2 => is("te"),
         7 => is("trailer") || is("upgrade"),
@@ -120,7 +120,7 @@ pub const REQUEST_ID: &str = "x-request-id";
 
 /// Headers of a request that stay here; of those that name it, ours goes on.
 fn stays_here(name: &[u8]) -> bool {
-    let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+    let is = |wanted| is_name(name, wanted);
     match name.len() {
         4 => is("host"),
         6 => is("origin") || is("cookie") || is("expect"),
@@ -129,12 +129,8 @@ fn stays_here(name: &[u8]) -> bool {
         13 => is("authorization"),
         14 => is("content-length"),
         15 => is("accept-encoding"),
-        _ => begins(name, b"x-herdgate-") || begins(name, b"access-control-request-"),
+        _ => name_begins(name, "x-herdgate-") || name_begins(name, "access-control-request-"),
     }
-}
-
-fn begins(name: &[u8], prefix: &[u8]) -> bool {
-    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 /// Header names in a value of `Connection`; usually none.
@@ -145,11 +141,11 @@ fn named(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Whether some `Connection` line among `lines` names this header.
 fn is_named<'h>(mut lines: impl Iterator<Item = (&'h [u8], &'h [u8])>, header: &[u8]) -> bool {
     lines.any(|(name, value)| {
-        name.eq_ignore_ascii_case(b"connection") && named(value).any(|named| named.eq_ignore_ascii_case(header))
+        is_name(name, "connection") && named(value).any(|named| named.eq_ignore_ascii_case(header))
     })
 }
 
-/// The request's lines as a node may see them, written into `out`; `lines` begins with the first one whenever called.
+/// The request's lines, which a parser has read, as a node may see them, written into `out`; `lines` begins with the first one whenever called.
 pub fn to_node<'h, I>(out: &mut Lines, lines: impl Fn() -> I, names_headers: bool)
 where
     I: Iterator<Item = (&'h [u8], &'h [u8])>,
@@ -157,7 +153,7 @@ where
     for (name, value) in lines() {
         let stays = is_hop_by_hop(name) || stays_here(name) || (names_headers && is_named(lines(), name));
         if !stays {
-            out.push(name, value);
+            out.push_parsed(name, value);
         }
     }
 }
@@ -167,10 +163,10 @@ pub fn to_client(lines: &Lines) -> impl Iterator<Item = (&[u8], &[u8])> {
     let names_headers = lines.get("connection").is_some_and(|value| named(value).next().is_some());
     lines.iter().filter(move |(name, _)| {
         let ours = is_hop_by_hop(name)
-            || name.eq_ignore_ascii_case(b"content-length")
-            || begins(name, b"access-control-")
-            || begins(name, b"x-herdgate-")
-            || name.eq_ignore_ascii_case(REQUEST_ID.as_bytes())
+            || is_name(name, "content-length")
+            || name_begins(name, "access-control-")
+            || name_begins(name, "x-herdgate-")
+            || is_name(name, REQUEST_ID)
             || (names_headers && is_named(lines.iter(), name));
         !ours
     })

@@ -72,7 +72,7 @@ mod tests {
         let address = |at: usize| std::ptr::from_ref(places[at].word()).addr();
         assert_eq!(address(1) - address(0), 8);
         assert_eq!(address(0) % 64, 0, "a line is not shared with anything else");
-        assert_ne!(address(WORDS) - address(0), 8 * WORDS, "the next allocation");
+        assert_ne!(address(WORDS).abs_diff(address(0)), 8 * WORDS, "the next allocation");
     }
 
     #[test]

@@ -16,10 +16,10 @@ use std::hash::BuildHasherDefault;
 use super::Outcome;
 use super::answers::Bucket;
 use super::lost::LostRow;
-use super::mix::Mix;
 use super::series::{self, Row};
 use crate::clock::Millis;
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
+use crate::mix::Mix;
 
 /// Rows in memory: 64 MiB at 512 bytes a row (344 of its own, the rest is the hash table's slack).
 pub const ROWS_MAX: usize = (64 << 20) / 512;

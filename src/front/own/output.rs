@@ -5,7 +5,7 @@
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::http1::{Lines, push_decimal};
+use crate::http1::{Lines, is_name, push_decimal};
 use crate::proxy::headers;
 use crate::proxy::upstream::Payload;
 
@@ -53,7 +53,7 @@ pub(super) fn head(
     let mut dated = false;
     if let Some(lines) = head.node {
         for (name, value) in headers::to_client(lines) {
-            dated |= name.eq_ignore_ascii_case(b"date");
+            dated |= is_name(name, "date");
             line(out, name, value);
         }
     }

@@ -132,8 +132,13 @@ impl<'a> Reader<'a> {
     }
 
     fn field(&mut self, key: Text<'_>) -> Option<Field> {
-        let &(field, spelling) = fields(self.found.route).iter().find(|(_, spelling)| text::names(key, spelling))?;
-        self.found.exact_case &= text::is(key, spelling);
+        let fields = fields(self.found.route);
+        // As nearly every client writes it.
+        if let Some(&(field, _)) = fields.iter().find(|(_, spelling)| text::is(key, spelling)) {
+            return Some(field);
+        }
+        let &(field, _) = fields.iter().find(|(_, spelling)| text::names(key, spelling))?;
+        self.found.exact_case = false;
         Some(field)
     }
 

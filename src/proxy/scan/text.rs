@@ -25,7 +25,7 @@ pub(super) fn is(text: Text<'_>, name: &str) -> bool {
 pub(super) fn names(key: Text<'_>, field: &str) -> bool {
     // What lies beyond ASCII is longer than the letter it stands for.
     if !key.escaped && (key.raw.len() <= field.len() || key.raw.is_ascii()) {
-        return key.raw.eq_ignore_ascii_case(field.as_bytes());
+        return key.raw.len() == field.len() && key.raw.eq_ignore_ascii_case(field.as_bytes());
     }
     let folded = |c: char| match c {
         '\u{17f}' => 's',
