@@ -22,6 +22,7 @@ mod tests;
 pub use chunked::Chunks;
 pub use decode::{ResponseDecoder, head_end};
 pub use encode::{RequestHead, encode_request};
+pub(crate) use lines::decimal;
 pub use lines::{Lines, push_decimal};
 pub use name::{is_name, name_begins};
 pub use request::{BodyDecoder, BodyFraming, InboundHead, LineRoom, Refused, blank_lines, line_room, parse_request};

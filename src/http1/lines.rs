@@ -90,6 +90,14 @@ pub(super) fn push_clean(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
+/// A plain decimal number: digits and nothing else, of at most 64 bits.
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
+    let digit = |sum: u64, byte: &u8| {
+        byte.is_ascii_digit().then(|| sum.checked_mul(10)?.checked_add(u64::from(byte - b'0'))).flatten()
+    };
+    if text.is_empty() { None } else { text.iter().try_fold(0, digit) }
+}
+
 /// Appends a number in decimal, without an allocation.
 pub fn push_decimal(out: &mut Vec<u8>, mut value: u64) {
     // u64::MAX has 20 digits.
@@ -123,6 +131,16 @@ mod tests {
         assert_eq!(lines.get("x-empty"), Some(&b""[..]));
         assert_eq!(lines.get("x-two"), Some(&b"1"[..]));
         assert_eq!(lines.get("x-three"), None);
+    }
+
+    #[test]
+    fn a_number_is_digits_alone() {
+        for text in ["0", "7", "0042", "18446744073709551615"] {
+            assert_eq!(decimal(text.as_bytes()), text.parse().ok(), "{text}");
+        }
+        for text in ["", "+1", "-1", " 1", "1 ", "1a", "0x1", "18446744073709551616", "99999999999999999999"] {
+            assert_eq!(decimal(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

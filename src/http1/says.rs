@@ -3,6 +3,7 @@
 //! Called for heads of both directions. It reports what was said, contradictions included; what they mean is decided by
 //! the reader of each direction, who has a rule of its own for them.
 
+use super::lines::decimal;
 use super::{KeepAlive, is_name};
 
 /// What `Content-Length` said.
@@ -60,9 +61,7 @@ impl Says {
     }
 
     fn note_length(&mut self, value: &[u8]) {
-        let plain = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-        let number = std::str::from_utf8(value).ok().filter(|_| plain).and_then(|text| text.parse().ok());
-        self.length = match (self.length, number) {
+        self.length = match (self.length, decimal(value)) {
             (Length::Absent, Some(number)) => Length::Once(number),
             (Length::Once(before) | Length::Repeated(before), Some(number)) if before == number => {
                 Length::Repeated(number)

@@ -6,7 +6,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::http1::{Lines, is_name, name_begins, tokens};
+use crate::http1::{Lines, decimal, is_name, name_begins, tokens};
 
 /// The lines of a head that front and proxy ask for; of a repeated one the first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,7 +76,7 @@ impl<'h> Known<'h> {
     /// The length that the body was announced with.
     #[must_use]
     pub fn announced(&self) -> Option<u64> {
-        std::str::from_utf8(self.content_length?).ok()?.parse().ok()
+        decimal(self.content_length?)
     }
 
     /// The value of `x-herdgate-max-wait` (seconds), in milliseconds.

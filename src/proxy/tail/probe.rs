@@ -237,8 +237,7 @@ impl Probe {
                 // The key is here whole, as nearly always, and its colon too.
                 Some(key) if bytes.get(key.len() + 2) == Some(&b':') => {
                     self.slot = self.slot_of(key);
-                    self.state = State::Value;
-                    key.len() + 3
+                    self.after_colon(key.len() + 3, bytes)
                 }
                 _ => {
                     self.kept_bytes = 0;
@@ -248,6 +247,17 @@ impl Probe {
             b'}' => self.leave(),
             _ => self.space_or_lost(byte),
         }
+    }
+
+    /// The value that begins at `at`, and the comma behind it, where both are here: what a member nearly always is.
+    fn after_colon(&mut self, at: usize, bytes: &[u8]) -> usize {
+        self.state = State::Value;
+        let Some((&first, rest)) = bytes.get(at..).and_then(|rest| Some((rest.first()?, rest))) else { return at };
+        let end = at + self.value(first, rest);
+        if self.state == State::AfterValue && bytes.get(end) == Some(&b',') {
+            return end + self.to(State::Key);
+        }
+        end
     }
 
     fn in_key(&mut self, bytes: &[u8]) -> usize {
