@@ -34,7 +34,7 @@ pub use describe::describe;
 pub use in_force::{InForce, Reader};
 pub use load::{Env, Flags, Loaded, Sources, find, load, process_env, read_anyway};
 pub use mistake::{Mistake, Place};
-pub use restart::{NeedsRestart, changed_keys, hold_back};
+pub use restart::{NeedsRestart, changed_keys, hold_back, renamed_keys};
 
 /// The whole configuration.
 #[derive(Clone, PartialEq, Debug)]

@@ -96,6 +96,8 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration,
         shared.live.close();
         shared.access.write(&shared.names);
     });
+    // Look-ups that hang in the system's resolver end with the process, not before it.
+    runtime.shutdown_background();
 }
 
 /// Polls until told to stop; capacity that appears goes to whoever waits. What is known of the fleet is stored last.

@@ -110,7 +110,7 @@ impl Gate {
         let workers = config.workers.unwrap_or_else(cores).max(1);
         let listeners = listen(config.listen, workers)?;
         let listen = listeners[0].local_addr().map_err(|cause| StartError::System { what: "local address", cause })?;
-        let nodes = runtime()?.block_on(fleet::resolve::expand(&config, &resolver)).map_err(StartError::Nodes)?;
+        let nodes = expand(&config, &resolver)?;
         let names = Arc::new(names(&config, &nodes));
         let node_count = nodes.len();
         let rings = Ring::for_workers(workers, config.limits.ring);
@@ -257,6 +257,15 @@ fn start_workers(
         threads.push(thread.map_err(|cause| StartError::System { what: "start a worker", cause })?);
     }
     Ok(threads)
+}
+
+/// The nodes with every `expand: true` name made one for each of its addresses.
+fn expand(config: &Config, resolver: &Resolver) -> Result<Vec<NodeConfig>, StartError> {
+    let runtime = runtime()?;
+    let nodes = runtime.block_on(fleet::resolve::expand(config, resolver)).map_err(StartError::Nodes);
+    // A look-up that hangs in the system's resolver hangs whoever drops its runtime: minutes, in which nothing is served.
+    runtime.shutdown_background();
+    nodes
 }
 
 /// A runtime for the calling thread.

@@ -169,8 +169,8 @@ fn spare_huge_pages() {
 }
 
 /// Reads the configuration; mistakes and warnings go to stderr, all of them.
-fn configuration(origin: &Origin) -> Option<Config> {
-    let sources = match origin.sources() {
+fn configuration(origin: &mut Origin) -> Option<Config> {
+    let sources = match origin.found() {
         Ok(sources) => sources,
         Err(mistake) => {
             eprintln!("{mistake}");
@@ -201,7 +201,7 @@ fn origin(named: Option<PathBuf>, flags: Flags) -> Origin {
 
 fn check(args: &CheckArgs) -> ExitCode {
     let flags = Flags { lenient: args.lenient, ..Flags::default() };
-    match configuration(&origin(Some(args.config.clone()), flags)) {
+    match configuration(&mut origin(Some(args.config.clone()), flags)) {
         Some(config) => {
             print!("{}", config::describe(&config));
             ExitCode::SUCCESS
@@ -225,7 +225,7 @@ fn printed(done: Result<(), PackageError>) -> anyhow::Result<ExitCode> {
 
 fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let flags = Flags { data: args.data.clone(), lenient: args.lenient, ..Flags::default() };
-    let Some(config) = configuration(&origin(args.config.clone(), flags)) else {
+    let Some(config) = configuration(&mut origin(args.config.clone(), flags)) else {
         return Ok(ExitCode::from(EXIT_CONFIG));
     };
     let done = import::run(args, &config, &Clock::system()).and_then(|outcome| {
@@ -250,8 +250,8 @@ fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let flags =
         Flags { listen: args.listen, nodes: args.nodes, data: args.data, workers: args.workers, lenient: args.lenient };
-    let origin = origin(args.config, flags);
-    let Some(config) = configuration(&origin) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
+    let mut origin = origin(args.config, flags);
+    let Some(config) = configuration(&mut origin) else { return Ok(ExitCode::from(EXIT_CONFIG)) };
     log::install(&config.log);
     // What cannot be a level was a mistake in the configuration, which is not taken then.
     let log_level: LogLevel = Box::new(|level| drop(log::set_level(level)));

@@ -49,7 +49,7 @@ pub struct Answer {
 /// Where the configuration of this process comes from, to be read again.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Origin {
-    /// `--config`.
+    /// `--config`, or what was found without it.
     pub named: Option<std::path::PathBuf>,
     /// The directory in which it was started.
     pub directory: std::path::PathBuf,
@@ -60,6 +60,19 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// Reads what there is at the start, and keeps to the file that was found: should it be gone when it is to be read
+    /// again, that is a mistake, and not a configuration of defaults without keys.
+    ///
+    /// # Errors
+    /// As [`Origin::sources`].
+    pub fn found(&mut self) -> Result<Sources, Mistake> {
+        let sources = self.sources()?;
+        if let Some((path, _)) = &sources.file {
+            self.named = Some(path.clone());
+        }
+        Ok(sources)
+    }
+
     /// Reads the file anew and puts the sources together.
     ///
     /// # Errors
@@ -132,5 +145,23 @@ impl Operator {
         let counter = if last.mistakes.is_empty() { &self.state.applied } else { &self.state.refused };
         counter.fetch_add(1, Ordering::Relaxed);
         self.state.last.store(Arc::new(last));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_found_at_the_start_is_the_one_that_is_read_again() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut origin = Origin { directory: directory.path().to_owned(), ..Origin::default() };
+        assert_eq!(origin.found().unwrap().file, None, "none is there");
+        let path = directory.path().join("herdgate.yaml");
+        std::fs::write(&path, "router_keys: [k]").unwrap();
+        assert_eq!(origin.found().unwrap().file, Some((path.clone(), "router_keys: [k]".to_owned())));
+        std::fs::rename(&path, elsewhere.path().join("herdgate.yaml")).unwrap();
+        let gone = origin.sources().unwrap_err().to_string();
+        assert!(gone.contains("herdgate.yaml") && gone.contains("cannot be read"), "{gone}");
     }
 }

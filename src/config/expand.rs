@@ -4,7 +4,7 @@
 //! ancestor's file: only where the value is exactly `${VAR}`, unset is empty, without a word.
 
 use super::load::Env;
-use super::mistake::Mistake;
+use super::mistake::{Mistake, is_secret};
 use super::tree::{Kind, Node, Scalar, Value};
 
 /// Whose rule a file follows.
@@ -40,7 +40,7 @@ pub(super) fn expand(node: &mut Node, rule: Rule, env: &Env, key: &str, mistakes
                 Ok(Some(text)) => *scalar = Scalar { text, kind: Kind::Loose },
                 Ok(None) => {}
                 Err(reason) => {
-                    let value = Some(scalar.text.clone());
+                    let (value, reason) = shown(key, &scalar.text, reason);
                     mistakes.push(Mistake { place: node.place.clone(), key: key.to_owned(), value, reason });
                     node.value = Value::Bad;
                 }
@@ -48,6 +48,18 @@ pub(super) fn expand(node: &mut Node, rule: Rule, env: &Env, key: &str, mistakes
         }
         Value::Scalar(_) | Value::Null | Value::Bad => {}
     }
+}
+
+/// What a message may show: of a secret, the name of a variable that is all of it.
+fn shown(key: &str, text: &str, reason: String) -> (Option<String>, String) {
+    if !is_secret(key) {
+        return (Some(text.to_owned()), reason);
+    }
+    let inner = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    if inner.is_some_and(is_name) {
+        return (Some(text.to_owned()), reason);
+    }
+    (None, "holds a `${` that names no variable which is set; for a plain one write `$${`".to_owned())
 }
 
 fn ancestors(text: &str, env: &Env) -> Option<String> {

@@ -77,7 +77,8 @@ pub fn find(named: Option<&Path>, directory: &Path, env: &Env) -> Result<Option<
         return read_file(path).map(Some);
     }
     let usual = directory.join(DEFAULT_PATH);
-    if usual.exists() {
+    // A file that is there and cannot be looked at is no reason to run with the defaults.
+    if usual.try_exists().unwrap_or(true) {
         return read_file(&usual).map(Some);
     }
     let Some(path) = env.get("NOMYO_ROUTER_CONFIG_PATH").filter(|path| !path.is_empty()) else { return Ok(None) };

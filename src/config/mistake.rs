@@ -1,10 +1,19 @@
 //! One mistake in the configuration: where, which key, which value, why.
 //!
-//! Collected by the walker, printed by `main.rs`. Never holds a secret: who makes one of a secret key leaves the value out.
+//! Collected by the walker, printed by `main.rs`, shown by `/health`. Never holds a secret: see [`is_secret`].
 
 use std::fmt;
 
 use crate::sync::Arc;
+
+/// Whether what stands under this key may be a secret, be it of the right form or not: a key where a list of them belongs
+/// is one too. By the path of the key, in our spelling or the ancestor's seven.
+pub(super) fn is_secret(key: &str) -> bool {
+    key.split('.').any(|part| {
+        let part = part.to_ascii_lowercase().replace('-', "_");
+        part.starts_with("router_key") || part.contains("api_key") || part.contains("apikey")
+    })
+}
 
 /// Where a value was written.
 #[derive(Clone, PartialEq, Eq, Debug)]

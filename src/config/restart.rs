@@ -4,7 +4,7 @@
 
 use std::fmt::Debug;
 
-use super::Config;
+use super::{Config, RouterKey, Secret};
 
 /// A key that another value would need a restart for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +40,15 @@ fn keep<T: PartialEq + Clone + Debug>(key: &'static str, old: &T, new: &mut T, h
     }
 }
 
+/// Router keys that go by another name than before, as (before, now): what they count goes to another account from here
+/// on. Keys without names are named by their place, so taking the first away renames the others.
+#[must_use]
+pub fn renamed_keys(old: &Config, new: &Config) -> Vec<(String, String)> {
+    let before = |secret: &Secret| old.router_keys.iter().find(|key| key.secret == *secret).map(|key| key.name.clone());
+    let renamed = |key: &RouterKey| Some((before(&key.secret)?, key.name.clone())).filter(|(old, new)| old != new);
+    new.router_keys.iter().filter_map(renamed).collect()
+}
+
 /// The top-level keys whose values differ.
 #[must_use]
 pub fn changed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
@@ -71,6 +80,18 @@ pub fn changed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_moves_up_the_list_is_named() {
+        let keys = |keys: &[(&str, &str)]| {
+            let key = |&(name, secret): &(&str, &str)| RouterKey { name: name.into(), secret: Secret(secret.into()) };
+            Config { router_keys: keys.iter().map(key).collect(), ..Config::default() }
+        };
+        let running = keys(&[("key1", "old"), ("key2", "new")]);
+        assert_eq!(renamed_keys(&running, &keys(&[("key1", "new")])), [("key2".to_owned(), "key1".to_owned())]);
+        assert!(renamed_keys(&running, &keys(&[("key1", "old"), ("key3", "third")])).is_empty());
+        assert!(renamed_keys(&running, &keys(&[("key1", "other")])).is_empty(), "a new secret under an old name");
+    }
 
     #[test]
     fn what_cannot_change_live_is_held_back_and_named() {

@@ -408,6 +408,43 @@ fn router_keys_have_names_and_are_never_shown() {
 }
 
 #[test]
+fn no_message_shows_a_secret_however_it_is_miswritten() {
+    let key = [("KEY", "open-sesame")];
+    let sources = |text: &str| Sources { env: variables(&key), ..file(text) };
+    for text in [
+        "router_keys: open-sesame",
+        "router_keys: ${KEY}",
+        "router_keys: { a: open-sesame }",
+        "router_keys: [[open-sesame]]",
+        "router_keys: [\"open-sesame ${\"]",
+        "router_keys: [\"${open-sesame}\"]",
+        "router_keys: [\"x${open_sesame}\"]",
+        "router_keys: [\"open-sesame\\n\"]",
+        "router_keys: [{ name: a, key: [open-sesame] }]",
+        "router_keys: [{ name: a, key: 'open-sesame ${' }]",
+        "router_key: open-sesame",
+        "nodes: [{ url: 'http://a:1', api_key: [open-sesame] }]",
+        "nodes: [{ url: 'http://a:1', api_key: 'open-sesame${' }]",
+        "nodes: [{ url: 'http://a:1', apikey: open-sesame }]",
+        "endpoints: [http://a:1]\napi_keys: open-sesame",
+        "endpoints: [http://a:1]\napi_keys: ${KEY}",
+        "endpoints: [http://a:1]\napi_keys: [open-sesame]",
+        "endpoints: [http://a:1]\nnomyo-router-api-key: [open-sesame]",
+        "endpoints: [http://a:1]\nrouter_api_key: { a: open-sesame }",
+    ] {
+        let mistakes = wrong(&sources(text));
+        assert!(!mistakes.is_empty(), "{text}");
+        assert!(mistakes.iter().all(|told| !told.contains("sesame")), "{text}: {mistakes:?}");
+    }
+    for value in ["open-sesame", "\"open-sesame\"", "{\"a\": \"open-sesame\"}", "[[\"open-sesame\"]]"] {
+        let mistakes = wrong(&only_env(&[("HERDGATE_CFG_ROUTER_KEYS", value)]));
+        assert!(mistakes.iter().all(|told| !told.contains("sesame")), "{value}: {mistakes:?}");
+    }
+    let unset = wrong(&file("router_keys: [\"${NOT_SET}\"]"));
+    assert!(unset[0].contains("NOT_SET"), "the name of a variable is none: {unset:?}");
+}
+
+#[test]
 fn hosts_and_origins() {
     let config =
         right(&file("allowed_hosts: [Gate.Example.org, '[::1]']\norigins: ['*', 'https://*.example.org']")).config;

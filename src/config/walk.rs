@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::mistake::{Mistake, Place};
+use super::mistake::{Mistake, Place, is_secret};
 use super::node_url;
 use super::tree::{self, Entry, Kind, Node, Scalar, Value};
 use super::units;
@@ -297,7 +297,7 @@ fn join(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
-/// A message whose value is short, on one line and without a password.
+/// A message whose value is short, on one line, without a password and no secret.
 fn note(place: &Place, key: &str, value: Option<&str>, reason: String) -> Mistake {
     let one_line = |text: &str| {
         let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(escape_control).collect();
@@ -309,7 +309,7 @@ fn note(place: &Place, key: &str, value: Option<&str>, reason: String) -> Mistak
     Mistake {
         place: place.clone(),
         key: one_line(key),
-        value: value.map(|value| one_line(&node_url::masked(value))),
+        value: value.filter(|_| !is_secret(key)).map(|value| one_line(&node_url::masked(value))),
         reason: reason.chars().flat_map(escape_control).collect(),
     }
 }

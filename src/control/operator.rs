@@ -56,11 +56,12 @@ impl Desk {
             let reason = "this process was started with a configuration that cannot be read again";
             return Answer { status: 409, body: json!({ "status": "refused", "error": reason }) };
         };
-        let loaded = match read(origin.clone()).await {
+        let mut loaded = match read(origin.clone()).await {
             Ok(loaded) => loaded,
             Err(mistakes) => return self.refuse(mistakes),
         };
         let running = self.shared.config.now();
+        loaded.warnings.extend(config::renamed_keys(&running, &loaded.config).iter().map(renamed));
         let mut wanted = loaded.config;
         let needs_restart = config::hold_back(&running, &mut wanted);
         let nodes = match resolve::expand(&wanted, &self.resolver).await {
@@ -175,6 +176,14 @@ async fn read(origin: Origin) -> Result<config::Loaded, Vec<Mistake>> {
         return Err(failed(format!("no thread to read it in: {error}")));
     }
     loaded.await.unwrap_or_else(|_| Err(failed("reading it panicked".to_owned())))
+}
+
+fn renamed((before, now): &(String, String)) -> Mistake {
+    let reason = format!(
+        "the key that was named {before} is {now} now: what it counts goes to another account from here on; keys with \
+         names of their own keep theirs"
+    );
+    Mistake { place: Place::Default, key: "router_keys".to_owned(), value: None, reason }
 }
 
 fn of_nodes(reason: String) -> Mistake {
