@@ -25,33 +25,59 @@
 //! - **I10** a slow subscriber never slows the proxy.
 //! - **I11** SIGTERM loses nothing; SIGKILL at most one tick.
 //! - **I12** client gone means node told, whole, and not within 50 ms of the request.
+//!
+//! # Under `cfg(proxy_loom)`
+//!
+//! Only the rooms that loom models stand in are built, and those that they import, with the crates that these need.
 
+#![cfg_attr(proxy_loom, expect(dead_code, unused_imports, reason = "what is left out under this cfg would use it"))]
+
+#[cfg(not(proxy_loom))]
 pub mod access;
+#[cfg(not(proxy_loom))]
 pub mod admin;
 pub mod clock;
 pub mod config;
+#[cfg(not(proxy_loom))]
 pub mod control;
+#[cfg(not(proxy_loom))]
 pub mod demo;
 pub mod dialect;
+#[cfg(not(proxy_loom))]
 pub mod error;
 pub mod evidence;
+#[cfg(not(proxy_loom))]
 pub mod fleet;
+#[cfg(not(proxy_loom))]
 pub mod front;
+#[cfg(not(proxy_loom))]
 pub mod gate;
+#[cfg(not(proxy_loom))]
 pub mod http1;
 pub mod ids;
+#[cfg(not(proxy_loom))]
 pub mod import;
+#[cfg(not(proxy_loom))]
 pub mod live;
+#[cfg(not(proxy_loom))]
 pub mod log;
 pub mod mix;
+#[cfg(not(proxy_loom))]
 pub mod operator;
+#[cfg(not(proxy_loom))]
 pub mod package;
+#[cfg(not(proxy_loom))]
 pub mod proxy;
+#[cfg(not(proxy_loom))]
 pub mod remote;
+#[cfg(not(proxy_loom))]
 pub mod routing;
+#[cfg(not(proxy_loom))]
 pub mod shared;
+#[cfg(not(proxy_loom))]
 pub mod sim;
 pub mod slots;
 pub mod sync;
 pub mod usage;
+#[cfg(not(proxy_loom))]
 pub mod worker;

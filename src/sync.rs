@@ -4,7 +4,7 @@
 //! No other file names `std::sync::atomic`, `crossbeam`'s queues for waiters, `tokio::spawn` or `std::thread`
 //! (`tests/tidy.rs` checks it). Nothing here may block.
 //!
-//! Under `proxy_loom` everything compiles, but only loom models may run: loom's atomics panic outside of one.
+//! Under `proxy_loom` only loom models may run: loom's atomics panic outside of one.
 //! [`Arc`] stays std's under loom: loom's own can hold neither `str` nor stand behind `arc-swap`, and what it would add
 //! (leaks, order of the last drop) the models check by counting.
 
