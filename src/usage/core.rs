@@ -2,7 +2,9 @@
 //!
 //! Run by [`super::ledger`] on its own thread, and by tests and benches directly: a step never blocks, takes its time
 //! from the clock it was given, and hands jobs to a [`Desk`](super::writer::Desk) that the caller may serve, delay or
-//! stall. Must never wait for the store: events are folded in memory however long a commit takes.
+//! stall; `jobs` chooses which. Must never wait for the store: events are folded in memory however long a commit takes.
+
+mod jobs;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,9 +16,8 @@ use super::fold::{Fold, ROWS_MAX};
 use super::imported::{Import, Imported};
 use super::ledger::LedgerError;
 use super::recorder::Ring;
-use super::series;
 use super::speed::{Speed, Speeds};
-use super::writer::{Ask, FoldJob, Folded, Job, Opened, Reply, Report};
+use super::writer::{Ask, Folded, Job, Opened, Reply, Report};
 use crate::clock::{Clock, Millis};
 use crate::ids::UnixMinute;
 use crate::sync::{Arc, AtomicBool, Ordering};
@@ -27,8 +28,6 @@ const RETRY_MS: Millis = 1_000;
 const PATIENCE_MS: Millis = 5_000;
 /// Attempts to write the last rows at shutdown; 100 ms apart.
 const LAST_ATTEMPTS: u32 = 5;
-/// How often minutes beyond `fold_after` fold on their own.
-const POLICY_EACH_MS: Millis = 3_600_000;
 /// The first time after the start.
 const POLICY_FIRST_MS: Millis = 60_000;
 /// Sleep while somebody waits for the store thread.
@@ -421,107 +420,6 @@ impl Core {
         }
     }
 
-    /// Gives the store thread what it should do next, if anything.
-    fn give_job(&mut self, now: Millis) {
-        self.give_asks();
-        self.begin_policy(now);
-        let healthy = self.open && self.health.store == StoreState::Open;
-        // Who flushes wants to know now, not at the next attempt.
-        let may_try = now >= self.retry_at || !self.flushes.is_empty();
-        if self.health.store != StoreState::Open {
-            self.refuse_folds();
-            self.refuse_imports();
-        }
-        if !self.open {
-            // Taken as soon as it can be had, whether or not there is something to write.
-            if may_try {
-                self.busy = self.links.jobs.try_send(Job::Open).is_ok();
-            }
-            return;
-        }
-        let fold_ready = self.folds.front().is_some_and(|fold| fold.mark <= self.fold.written());
-        if healthy && self.give_import() {
-            return;
-        }
-        if healthy && fold_ready && (self.wrote_last || !self.fold.is_dirty()) {
-            self.give_fold();
-        } else if may_try {
-            self.give_batch(now);
-        }
-    }
-
-    fn give_batch(&mut self, now: Millis) {
-        let Some(batch) = self.fold.take_batch() else { return };
-        self.wrote_last = true;
-        match self.links.jobs.try_send(Job::Write(batch)) {
-            Ok(()) => self.busy = true,
-            Err(refused) => {
-                let closed = matches!(refused, flume::TrySendError::Disconnected(_));
-                if let Job::Write(batch) = refused.into_inner() {
-                    self.fold.settle(batch, false);
-                }
-                if closed {
-                    self.failed(LedgerError::Closed, now);
-                }
-            }
-        }
-    }
-
-    /// Hands questions over together with what is not written. No batch is out, so that is well defined.
-    fn give_asks(&mut self) {
-        while let Some((ask, since)) = self.asks.pop_front() {
-            match self.links.jobs.try_send(Job::Ask(self.fold.unwritten(), ask)) {
-                Ok(()) => {}
-                Err(flume::TrySendError::Full(Job::Ask(_, ask))) => return self.asks.push_front((ask, since)),
-                Err(refused) => {
-                    if let Job::Ask(_, ask) = refused.into_inner() {
-                        ask.refuse(LedgerError::Closed);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Begins the hourly fold when it is due.
-    fn begin_policy(&mut self, now: Millis) {
-        if now < self.policy_at || self.links.fold_after.is_zero() || self.ending.is_some() {
-            return;
-        }
-        self.policy_at = now + POLICY_EACH_MS;
-        let keep_ms = u64::try_from(self.links.fold_after.as_millis()).unwrap_or(u64::MAX);
-        let mark = self.fold.mark();
-        self.folds.push_back(FoldRun { mark, since: now, keep_ms, trim: true, begun: None, reply: None });
-    }
-
-    /// A fold rewrites days; while commits fail it would race with what is not written.
-    fn refuse_folds(&mut self) {
-        for fold in self.folds.drain(..) {
-            if let Some(reply) = fold.reply {
-                let reason = self.health.last_error.as_deref().unwrap_or("the store is not open").to_owned();
-                let _ = reply.send(Err(LedgerError::Unavailable { reason }));
-            }
-        }
-    }
-
-    /// An import reads rows and writes absolute ones: it goes when the store is well, or not at all.
-    fn refuse_imports(&mut self) {
-        for (_, reply) in self.imports.drain(..) {
-            let reason = self.health.last_error.as_deref().unwrap_or("the store is not open").to_owned();
-            let _ = reply.send(Err(LedgerError::Unavailable { reason }));
-        }
-    }
-
-    /// Hands an import over, if one waits. No batch is out, and its rows are nobody else's.
-    fn give_import(&mut self) -> bool {
-        let Some((import, reply)) = self.imports.pop_front() else { return false };
-        match self.links.jobs.try_send(Job::Import(import)) {
-            Ok(()) => (self.busy, self.importing) = (true, Some(reply)),
-            Err(flume::TrySendError::Full(Job::Import(import))) => self.imports.push_front((import, reply)),
-            Err(_) => drop(reply.send(Err(LedgerError::Closed))),
-        }
-        self.busy
-    }
-
     /// What was imported joins the base that the monitoring routes add to.
     fn imported(&mut self, result: Result<Imported, LedgerError>) {
         match &result {
@@ -537,20 +435,6 @@ impl Core {
         }
         if let Some(reply) = self.importing.take() {
             let _ = reply.send(result);
-        }
-    }
-
-    fn give_fold(&mut self) {
-        let unix_ms = self.links.clock.unix_ms();
-        let Some(fold) = self.folds.front_mut() else { return };
-        let count = fold.begun.is_none() && fold.reply.is_some();
-        let (_, first_kept) = *fold.begun.get_or_insert_with(|| (0, series::first_kept(unix_ms, fold.keep_ms)));
-        let job = FoldJob { first_kept, count, trim: fold.trim };
-        self.wrote_last = false;
-        match self.links.jobs.try_send(Job::Fold(job)) {
-            Ok(()) => self.busy = true,
-            Err(flume::TrySendError::Full(_)) => {}
-            Err(flume::TrySendError::Disconnected(_)) => self.refuse_folds(),
         }
     }
 

@@ -1,9 +1,11 @@
-//! The store thread's half of the ledger: turns batches into writes, folds minutes into days, answers questions.
+//! The store thread's half of the ledger: turns batches into writes, folds minutes into days (`days`), answers questions.
 //!
 //! The only one who writes the store. [`Desk`] takes jobs from the ledger thread ([`super::ledger`]) one after the
 //! other. Must never be waited for by a worker or by the ledger thread: every call here may stall with the disk.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod days;
+
+use std::collections::{HashSet, VecDeque};
 
 use tokio::sync::oneshot;
 
@@ -16,15 +18,13 @@ use super::memory::{Layered, MemoryStore};
 use super::names::Names;
 use super::query;
 use super::series::{self, Row, StoredId, StoredParty};
-use super::store::{Key, Order, Read, Store, StoreError, Table, Writes};
+use super::store::{Key, Read, Store, StoreError, Table, Writes};
 use super::sums::{SUMMING_MAX, Slice, Summing};
 use crate::ids::UnixMinute;
 use crate::sync::Arc;
 
 /// Key in [`Table::Meta`] of the first minute that was never folded.
 const FOLDED_KEY: &[u8] = b"folded_before";
-/// Minute rows folded in one transaction, so that a fold of months delays commits by no more than some 50 ms.
-const FOLD_SLICE: usize = 8192;
 
 /// Opens the store, or says why it cannot be had now.
 pub type Opener = Box<dyn FnMut() -> Result<Box<dyn Store>, LedgerError> + Send>;
@@ -350,48 +350,12 @@ impl Writer {
         !self.summing.is_empty()
     }
 
-    /// Folds a slice of minutes into their days.
+    /// Makes everything written so far survive a loss of power.
     ///
-    /// A minute is taken from the minutes and added to its day in one transaction, so a request stands in exactly one
-    /// of the two at any time and folding again finds nothing to add.
-    fn fold(&mut self, job: FoldJob) -> Result<Folded, LedgerError> {
-        let Some(mut store) = self.store.take() else { return Err(not_open()) };
-        let result = self.fold_in(job, &mut *store);
-        if !matches!(result, Err(StoreError::Broken(_))) {
-            self.store = Some(store);
-        }
-        result.map_err(|error| ledger_error(&error))
-    }
-
-    fn fold_in(&mut self, job: FoldJob, store: &mut dyn Store) -> Result<Folded, StoreError> {
-        let groups = if job.count { query::groups_before(store, job.first_kept)? } else { 0 };
-        let mut folded = Folded { groups, folded_before: self.folded_before, done: true };
-        let Some(last) = job.first_kept.0.checked_sub(1).filter(|_| job.trim) else { return Ok(folded) };
-        let mut minutes = Vec::new();
-        let (from, to) = query::times(0, last);
-        let (span, ascending) = ((&from[..], &to[..]), Order::Ascending);
-        query::scan_rows(
-            store,
-            Table::MinutesByTime,
-            span,
-            ascending,
-            series::split_by_time,
-            |(minute, party), row| {
-                minutes.push((minute, party, row));
-                minutes.len() < FOLD_SLICE
-            },
-        )?;
-        let Some((newest, _, _)) = minutes.last() else {
-            store.housekeep()?;
-            return Ok(folded);
-        };
-        // Not the cut itself: a clock that ran ahead for a while must not send the minutes of a year to their days.
-        folded.folded_before = self.folded_before.max(UnixMinute(newest.saturating_add(1)));
-        folded.done = minutes.len() < FOLD_SLICE;
-        store.commit(&fold_writes(&minutes, folded.folded_before, store)?)?;
-        self.folded_before = folded.folded_before;
-        self.folds += 1;
-        Ok(folded)
+    /// # Errors
+    /// The store's.
+    pub fn sync(&mut self) -> Result<(), LedgerError> {
+        self.store.as_mut().map_or(Ok(()), |store| store.sync()).map_err(|error| ledger_error(&error))
     }
 }
 
@@ -429,30 +393,6 @@ fn read_rows(view: &dyn Read, keys: &[(Table, Key)]) -> Result<Vec<Row>, StoreEr
         Err(error) => damage = Some(error),
     })?;
     damage.map_or(Ok(rows), Err)
-}
-
-/// Moves minutes to their days.
-fn fold_writes(
-    minutes: &[(u32, StoredParty, Row)],
-    folded_before: UnixMinute,
-    view: &dyn Read,
-) -> Result<Writes, StoreError> {
-    let mut writes = Writes::default();
-    let mut days: HashMap<(u32, StoredParty), Row> = HashMap::new();
-    for (minute, party, row) in minutes {
-        days.entry((series::day_number(*minute).0, *party)).or_default().merge(row);
-        writes.delete(Table::MinutesByTime, &series::by_time(*minute, *party));
-        writes.delete(Table::MinutesByModel, &series::by_model(*minute, *party));
-    }
-    let days: Vec<_> = days.into_iter().collect();
-    let keys: Vec<_> =
-        days.iter().map(|((day, party), _)| (Table::DaysByTime, Key::new(&series::by_time(*day, *party)))).collect();
-    for (((day, party), sum), mut row) in days.into_iter().zip(read_rows(view, &keys)?) {
-        row.merge(&sum);
-        put_day(&mut writes, day, party, &Row { far: false, ..row });
-    }
-    writes.put(Table::Meta, FOLDED_KEY, &folded_before.0.to_be_bytes());
-    Ok(writes)
 }
 
 /// Writes a row to where rows of its bucket stand.
@@ -546,15 +486,5 @@ impl Drop for Desk {
     fn drop(&mut self) {
         // Questions left in the channel would otherwise wait for as long as the other end lives.
         self.jobs.drain().for_each(drop);
-    }
-}
-
-impl Writer {
-    /// Makes everything written so far survive a loss of power.
-    ///
-    /// # Errors
-    /// The store's.
-    pub fn sync(&mut self) -> Result<(), LedgerError> {
-        self.store.as_mut().map_or(Ok(()), |store| store.sync()).map_err(|error| ledger_error(&error))
     }
 }
