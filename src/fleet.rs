@@ -10,6 +10,7 @@ pub mod cells;
 pub mod facts;
 pub mod fanout;
 pub mod fetch;
+pub(crate) mod file;
 pub mod health;
 pub mod inventory;
 pub mod listing;

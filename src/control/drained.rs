@@ -4,10 +4,12 @@
 //! or not: a node that comes back under its name comes back taken out. Must never be written on a worker.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::fleet::file;
 
 /// The form of the file; another number is not read.
 const FORM: u32 = 1;
@@ -33,7 +35,7 @@ impl Drained {
     #[must_use]
     pub fn load(data: &Path) -> Self {
         let path = data.join("drained.json");
-        let nodes = match read(&path) {
+        let nodes = match file::read::<File>(&path, FILE_BYTES_MAX) {
             Ok(file) if file.form == FORM => file.nodes,
             Ok(file) => {
                 tracing::warn!(path = %path.display(), form = file.form, "drained nodes of another form are not read");
@@ -58,18 +60,9 @@ impl Drained {
     }
 
     fn store(&self) -> io::Result<()> {
-        let fresh = self.path.with_extension("json.new");
-        let mut file = std::fs::File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec(&File { form: FORM, nodes: self.nodes.clone() })?)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &self.path)
+        let list = File { form: FORM, nodes: self.nodes.clone() };
+        file::replace(&self.path, |file| serde_json::to_writer(file, &list))
     }
-}
-
-fn read(path: &Path) -> io::Result<File> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! What nodes had, over restarts: one JSON file beside the ledger, read at start, written now and then.
 //!
 //! It is a hint, not a record: a file that is absent, too new, torn or of another fleet is as good as none. It is
-//! written to a second name, flushed and renamed, in a thread of its own. Called by the poller alone.
+//! written in a thread of its own. Called by the poller alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, BufWriter, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use crate::clock::millis;
 use crate::config::{Config, HealthConfig, NodeKind};
+use crate::fleet::file;
 use crate::fleet::inventory::{self, Fields};
-use crate::fleet::node::{Node, Now, Weights, millis};
+use crate::fleet::node::{Node, Now, Weights};
 use crate::sync::Arc;
 
 /// The form of the file; another number is not read.
@@ -108,11 +110,7 @@ impl Keepsake {
     /// # Errors
     /// The file system's.
     pub fn store(&self, path: &Path) -> io::Result<()> {
-        let fresh = path.with_extension("json.new");
-        let mut file = BufWriter::new(std::fs::File::create(&fresh)?);
-        serde_json::to_writer(&mut file, self)?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(&fresh, path)
+        file::replace(path, |file| serde_json::to_writer(file, self))
     }
 }
 
@@ -139,7 +137,7 @@ impl Memory {
     /// Reads the file; whatever is wrong with it is logged and nothing is remembered.
     #[must_use]
     pub fn load(path: &Path) -> Self {
-        match read(path) {
+        match file::read::<Self>(path, FILE_BYTES_MAX) {
             Ok(memory) if memory.form == FORM => memory,
             Ok(memory) => {
                 tracing::warn!(path = %path.display(), form = memory.form, "inventories of another form are not read");
@@ -175,13 +173,6 @@ impl Memory {
 fn lost(stored: BTreeMap<String, u64>, now: Now) -> HashMap<Arc<str>, (Arc<str>, u64)> {
     let alive = stored.into_iter().filter(|(_, until)| *until > now.unix_ms);
     alive.map(|(name, until)| (crate::dialect::name::key(&name).into(), (name.into(), until))).collect()
-}
-
-fn read(path: &Path) -> io::Result<Memory> {
-    let file = std::fs::File::open(path)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]

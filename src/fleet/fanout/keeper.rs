@@ -1,13 +1,13 @@
 //! Holds the list of pending operations on the control thread and keeps it on disk: one JSON file in the data directory.
 //!
 //! A file and not a table of the ledger: the list is short, changes rarely, must be there whatever the state of the
-//! ledger, and can be read by whoever wonders why a model vanished. It is written to a second name, flushed and renamed,
-//! in a thread of its own (a disk may stall), one writer at a time. Must never be used from another thread.
+//! ledger, and can be read by whoever wonders why a model vanished. It is written in a
+//! thread of its own (a disk may stall), one writer at a time. Must never be used from another thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 
 use crate::fleet::fanout::pending::{Entry, Pending};
 use crate::fleet::fanout::tally::{CaughtUp, Tally};
+use crate::fleet::file;
 use crate::sync::{Arc, spawn_thread};
 
 /// The form of the file; another number is not read.
@@ -50,7 +51,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Reads the file; what is wrong with it is logged, and nothing is pending then.
     pub(super) fn load(path: PathBuf, tally: Arc<Tally>) -> Self {
-        let pending = match read(&path) {
+        let pending = match file::read::<Stored>(&path, FILE_BYTES_MAX) {
             Ok(stored) if stored.form == FORM => stored.pending,
             Ok(stored) => {
                 tracing::warn!(path = %path.display(), form = stored.form, "pending operations of another form");
@@ -208,7 +209,7 @@ impl Keeper {
         let (path, turn, (done, result)) = (self.path.clone(), self.turn.0.clone(), flume::bounded(1));
         // The thread gives the turn back: it may outlive our patience.
         let written = spawn_thread("pending", move || {
-            let written = write(&path, &stored);
+            let written = file::replace(&path, |file| serde_json::to_writer_pretty(file, &stored));
             let _ = turn.try_send(());
             let _ = done.send(written);
         });
@@ -227,22 +228,6 @@ impl Keeper {
     pub(super) fn is_stale(&self) -> bool {
         self.stale.get()
     }
-}
-
-fn read(path: &Path) -> io::Result<Stored> {
-    let mut text = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-    serde_json::from_slice(&text).map_err(io::Error::from)
-}
-
-/// Replaces the file, whole or not at all.
-fn write(path: &Path, stored: &Stored) -> io::Result<()> {
-    let fresh = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&fresh)?;
-    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
-    file.sync_all()?;
-    drop(file);
-    std::fs::rename(&fresh, path)
 }
 
 #[cfg(test)]
