@@ -36,11 +36,11 @@ use arc_swap::ArcSwap;
 use crate::clock::{Millis, millis};
 use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
-use crate::ids::{ModelId, NodeId};
+use crate::ids::{CellId, ModelId, NodeId};
 use crate::mix::Mix;
-use crate::slots::{ModelWord, NodeWord, Pair, Place, Queue};
+use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Place, Queue};
 use crate::sync::{Arc, AtomicU64, Hint, Ordering};
-use crate::usage::counters::Used;
+use crate::usage::counters::{PairCounters, Used};
 
 /// The one pointer to the current [`Snapshot`]; shared by everybody, written by the poller alone.
 #[derive(Debug)]
@@ -176,6 +176,41 @@ pub struct NodeView {
     pub removed: bool,
     /// Its name as a line of an answer's head, see [`name_line`].
     pub name_line: Arc<[u8]>,
+}
+
+impl NodeView {
+    /// A node that nothing is known of yet: down, open to nobody, without an address. Tests and benches build theirs from
+    /// it by struct update; `workers` is how many hold counters.
+    #[must_use]
+    pub fn bare(id: NodeId, name: &str, kind: NodeKind, workers: usize) -> Self {
+        let word = Arc::new(if kind == NodeKind::OpenAi { NodeWord::v1_only() } else { NodeWord::new() });
+        let cell = Arc::new(Cell::new(CellId(id.0), id, Arc::clone(&word), Limit::Soft(4)));
+        let counters = Arc::new(PairCounters::new(workers));
+        Self {
+            id,
+            name: name.into(),
+            url: format!("http://{name}").into(),
+            kind,
+            llama: false,
+            target: Arc::new(Target { host: name.into(), connect_ms: 2_000, ..Target::default() }),
+            up: false,
+            suspect: false,
+            sick: Arc::default(),
+            shrunk: None,
+            cause: "".into(),
+            since: 0,
+            version: None,
+            word,
+            cloud: false,
+            any: Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None }),
+            ps: Arc::default(),
+            progress: Arc::new(NodeProgress::new(workers)),
+            times: OwnTimes::default(),
+            draining: false,
+            removed: false,
+            name_line: name_line(name),
+        }
+    }
 }
 
 /// The header line that names a node in answers, ready to be copied; what may not stand in one is percent-encoded.

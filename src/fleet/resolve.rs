@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::clock::millis;
 use crate::config::{Config, InForce, NodeConfig};
-use crate::fleet::node::millis;
 use crate::fleet::{Snapshot, Target};
 use crate::sync::{Arc, spawn_local};
 
@@ -231,11 +231,8 @@ fn update(target: &Target, found: &[SocketAddr]) {
 mod tests {
     use super::*;
     use crate::config::NodeKind;
-    use crate::fleet::progress::NodeProgress;
-    use crate::fleet::{NodeView, OwnTimes};
-    use crate::ids::{CellId, ModelId, NodeId};
-    use crate::slots::{Cell, Limit, NodeWord, Pair};
-    use crate::usage::counters::PairCounters;
+    use crate::fleet::NodeView;
+    use crate::ids::NodeId;
 
     fn node(host: &str) -> NodeConfig {
         NodeConfig {
@@ -257,33 +254,8 @@ mod tests {
 
     /// A node there; nothing else of it matters.
     fn view(target: &Arc<Target>) -> Arc<NodeView> {
-        let word = Arc::new(NodeWord::new());
-        let cell = Arc::new(Cell::new(CellId(0), NodeId(0), Arc::clone(&word), Limit::Soft(1)));
-        let counters = Arc::new(PairCounters::new(1));
-        Arc::new(NodeView {
-            id: NodeId(0),
-            name: "gpu".into(),
-            url: "http://gpu".into(),
-            kind: NodeKind::Ollama,
-            llama: false,
-            target: Arc::clone(target),
-            up: false,
-            suspect: false,
-            sick: Arc::default(),
-            shrunk: None,
-            cause: "".into(),
-            since: 0,
-            version: None,
-            word,
-            cloud: false,
-            any: Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None }),
-            ps: Arc::default(),
-            progress: Arc::new(NodeProgress::new(1)),
-            times: OwnTimes::default(),
-            draining: false,
-            removed: false,
-            name_line: crate::fleet::name_line("node"),
-        })
+        let target = Arc::clone(target);
+        Arc::new(NodeView { target, ..NodeView::bare(NodeId(0), "gpu", NodeKind::Ollama, 1) })
     }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {

@@ -7,8 +7,7 @@ use std::task::{Context, Poll, Waker};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fleet::progress::NodeProgress;
-use crate::fleet::{NodePs, NodeView, OwnTimes, Target};
+use crate::fleet::{NodeView, OwnTimes};
 use crate::ids::{CellId, ModelId, WorkerId};
 use crate::slots::{Grant, Limit, ModelWord, NodeWord, Pair, Permit, Queue, Waiting};
 use crate::usage::counters::PairCounters;
@@ -48,41 +47,9 @@ fn herd(nodes: &[(NodeKind, Limit)]) -> Herd {
 
 fn node_view(at: usize, kind: NodeKind) -> NodeView {
     let id = NodeId(u32::try_from(at).unwrap());
-    let word = Arc::new(if kind == NodeKind::OpenAi { NodeWord::v1_only() } else { NodeWord::new() });
-    word.set_up(true);
-    let any = Arc::new(Cell::new(CellId(1_000 + id.0), id, Arc::clone(&word), Limit::Soft(4)));
-    let target = Target {
-        addresses: arc_swap::ArcSwap::from_pointee(Vec::new()),
-        host: Box::from("node"),
-        base_path: Box::from(""),
-        api_key: None,
-        connect_ms: 2_000,
-        ..Target::default()
-    };
-    NodeView {
-        id,
-        name: Arc::from("node"),
-        url: Arc::from("http://node"),
-        kind,
-        llama: false,
-        target: Arc::new(target),
-        up: true,
-        suspect: false,
-        sick: Arc::default(),
-        shrunk: None,
-        cause: Arc::from(""),
-        since: 0,
-        version: None,
-        word,
-        cloud: false,
-        any: pair(any, None),
-        ps: Arc::new(NodePs::default()),
-        progress: Arc::new(NodeProgress::new(1)),
-        times: OwnTimes::default(),
-        draining: false,
-        removed: false,
-        name_line: crate::fleet::name_line("node"),
-    }
+    let node = NodeView { up: true, ..NodeView::bare(id, "node", kind, 1) };
+    node.word.set_up(true);
+    node
 }
 
 fn pair(cell: Arc<Cell>, model_word: Option<Arc<ModelWord>>) -> Arc<Pair> {

@@ -3,8 +3,7 @@
 use super::*;
 use crate::config::ModelConfig;
 use crate::fleet::fanout::ask::{self, Read};
-use crate::fleet::progress::NodeProgress;
-use crate::fleet::{Candidate, NodePs, OwnTimes};
+use crate::fleet::{Candidate, OwnTimes};
 use crate::ids::{CellId, ModelId};
 use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::usage::counters::PairCounters;
@@ -15,38 +14,8 @@ fn pair(id: NodeId) -> Arc<Pair> {
 }
 
 fn node(at: u32, name: &str) -> NodeView {
-    let target = Target {
-        addresses: arc_swap::ArcSwap::from_pointee(Vec::new()),
-        host: name.into(),
-        base_path: "".into(),
-        api_key: None,
-        connect_ms: 2_000,
-        ..Target::default()
-    };
-    NodeView {
-        id: NodeId(at),
-        name: name.into(),
-        url: name.into(),
-        kind: if name == "d" { NodeKind::OpenAi } else { NodeKind::Ollama },
-        llama: false,
-        target: Arc::new(target),
-        up: name != "c",
-        suspect: false,
-        sick: Arc::default(),
-        shrunk: None,
-        cause: "".into(),
-        since: 0,
-        version: None,
-        word: Arc::new(NodeWord::new()),
-        cloud: false,
-        any: pair(NodeId(at)),
-        ps: Arc::new(NodePs::default()),
-        progress: Arc::new(NodeProgress::new(1)),
-        times: OwnTimes::default(),
-        draining: false,
-        removed: false,
-        name_line: crate::fleet::name_line(name),
-    }
+    let kind = if name == "d" { NodeKind::OpenAi } else { NodeKind::Ollama };
+    NodeView { url: name.into(), up: name != "c", ..NodeView::bare(NodeId(at), name, kind, 1) }
 }
 
 /// The fleet, with models as (name, nodes and digests).
