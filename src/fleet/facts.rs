@@ -6,14 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::config::{Config, NodeConfig};
 use crate::fleet::build::Routes;
 use crate::fleet::cells::{Cells, Use};
 use crate::fleet::fetch::{Answer, Ask, FetchError};
 use crate::fleet::health::{Event, Fall, Line, Phase, Standing, panicking};
 use crate::fleet::misses::Misses;
-use crate::fleet::node::{Blobs, Change, Node, Now, Question, millis};
+use crate::fleet::node::{Blobs, Change, Node, Now, Question};
 use crate::fleet::progress::suspicion;
 use crate::fleet::reconfigure::Told;
 use crate::fleet::report::Report;

@@ -3,12 +3,13 @@
 //! Called by [`crate::fleet::facts`] alone. Must never do I/O or touch a slot; it says what changed and the caller acts.
 
 mod answers;
+mod weights;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::config::{HealthConfig, NodeConfig, NodeKind};
 use crate::fleet::fetch::{Answer, Ask, FetchError};
 use crate::fleet::health::{self, Effects, Event, Health, Phase, jittered};
@@ -21,6 +22,8 @@ use crate::ids::NodeId;
 use crate::slots::NodeWord;
 use crate::sync::Arc;
 
+pub use weights::{Blobs, Weights};
+
 /// The header of `/api/version` answers by which a herdgate is told from Ollama, and ourselves from another.
 pub const INSTANCE_HEADER: &str = "x-herdgate-instance";
 
@@ -31,10 +34,6 @@ pub const BRIEFLY_MS: Millis = 60_000;
 const SHOW_RETRY_MS: Millis = 60_000;
 /// An inventory that could not be had is tried again after this: a node that starts blocks the question for a while.
 const INVENTORY_RETRY_MS: Millis = 5_000;
-/// Another node is being asked for the same weights: look again after this.
-const ASKED_ELSEWHERE_MS: Millis = 250;
-/// Weights known to the fleet at most; beyond that all are forgotten, which costs each one another question.
-const BLOBS_MAX: usize = 65_536;
 /// After an unload was asked for, the node needs a moment until ps tells.
 const UNLOAD_MS: Millis = 200;
 /// Models missing within this time of a change through us were deleted, not lost.
@@ -99,15 +98,6 @@ impl Timer {
     fn soonest(self) -> Millis {
         if self.busy { Millis::MAX } else { self.due }
     }
-}
-
-/// What is known of the weights behind a manifest.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Weights {
-    /// Their blob; `None`: the node shows none, the manifest's digest stands for good.
-    Known(Option<Arc<str>>),
-    /// Asked in vain; ask again then.
-    Retry(Millis),
 }
 
 /// What changed through an answer or an event.
@@ -491,78 +481,4 @@ impl Node {
     pub fn take_adopted(&mut self) -> bool {
         std::mem::take(&mut self.adopted)
     }
-
-    /// One model whose weights are not known yet; one question at a time, since a show reads the model's file.
-    fn unknown_weights(&mut self, now: Millis, blobs: &mut Blobs) -> Option<Question> {
-        if self.weights_busy || self.weights_at > now || !self.is_ollama() {
-            return None;
-        }
-        self.weights_at = Millis::MAX;
-        for entry in self.inventory.iter().filter(|entry| !entry.remote && !entry.digest.is_empty()) {
-            match self.weights.get(&entry.digest) {
-                Some(Weights::Known(_)) => {}
-                Some(Weights::Retry(at)) if *at > now => self.weights_at = self.weights_at.min(*at),
-                None | Some(Weights::Retry(_)) => {
-                    if let Some((digest, blob)) = blobs.known.get_key_value(&entry.digest) {
-                        self.weights.insert(Arc::clone(digest), Weights::Known(Some(Arc::clone(blob))));
-                        self.adopted = true;
-                    } else if blobs.asked.insert(Arc::clone(&entry.digest)) {
-                        self.weights_busy = true;
-                        let (digest, name) = (Arc::clone(&entry.digest), Arc::clone(&entry.name));
-                        return Some(Question::Weights { digest, name });
-                    } else {
-                        self.weights_at = self.weights_at.min(now + ASKED_ELSEWHERE_MS);
-                    }
-                }
-            }
-        }
-        None
-    }
-}
-
-/// Weights that some node told, by digest of the manifest, for all nodes: the digest is the hash of the very text that
-/// names the weights, so equal digests have equal weights wherever they lie. A thousand nodes with two hundred models
-/// are asked two hundred times instead of two hundred thousand.
-#[derive(Debug, Default)]
-pub struct Blobs {
-    known: HashMap<Arc<str>, Arc<str>>,
-    /// Some node is being asked.
-    asked: HashSet<Arc<str>>,
-}
-
-impl Blobs {
-    /// What nodes told an earlier process.
-    pub fn learn(&mut self, node: &Node) {
-        for (digest, weights) in &node.weights {
-            if let Weights::Known(Some(blob)) = weights {
-                self.insert(digest, blob);
-            }
-        }
-    }
-
-    /// A node answered for this manifest; a blob that it showed serves all nodes.
-    pub fn answered(&mut self, digest: &Arc<str>, node: &Node) {
-        self.asked.remove(digest);
-        if let Some(blob) = node.blob(digest) {
-            self.insert(digest, blob);
-        }
-    }
-
-    /// Whoever was asked for this manifest is gone.
-    pub fn unanswered(&mut self, digest: &Arc<str>) {
-        self.asked.remove(digest);
-    }
-
-    fn insert(&mut self, digest: &Arc<str>, blob: &Arc<str>) {
-        if self.known.len() >= BLOBS_MAX {
-            self.known.clear();
-        }
-        self.known.insert(Arc::clone(digest), Arc::clone(blob));
-    }
-}
-
-/// Whole milliseconds of a configured duration.
-#[must_use]
-pub fn millis(duration: std::time::Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

@@ -7,8 +7,8 @@ use std::hash::Hasher;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::{CHANGE_MS, Change, INSTANCE_HEADER, INVENTORY_RETRY_MS, Node, Now, Pulse, SHOW_RETRY_MS, Weights, millis};
-use crate::clock::Millis;
+use super::{CHANGE_MS, Change, INSTANCE_HEADER, INVENTORY_RETRY_MS, Node, Now, Pulse, SHOW_RETRY_MS, Weights};
+use crate::clock::{Millis, millis};
 use crate::config::HealthConfig;
 use crate::fleet::NodePs;
 use crate::fleet::fetch::{Answer, FetchError};
