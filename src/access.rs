@@ -100,24 +100,10 @@ fn deserves(mode: AccessLog, outcome: &Outcome) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
+    use crate::ids::UnixMinute;
 
     fn outcome(ending: Ending, queue_us: u64, total_us: u64) -> Outcome {
-        Outcome {
-            minute: UnixMinute(0),
-            node: NodeId(0),
-            model: ModelId(2),
-            key: KeyId::NONE,
-            ending,
-            status: 200,
-            count: Count::Nothing,
-            load_ns: 0,
-            prompt_eval_ns: 0,
-            eval_ns: 0,
-            queue_us,
-            first_byte_us: 0,
-            total_us,
-        }
+        Outcome { status: 200, queue_us, total_us, ..Outcome::bare(UnixMinute(0), ending) }
     }
 
     #[test]

@@ -202,19 +202,17 @@ pub struct Outcome {
     pub total_us: u64,
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A completed request with nothing to count; tests set what they mean.
-    pub(crate) fn outcome() -> Outcome {
-        Outcome {
-            minute: UnixMinute(29_000_000),
-            node: NodeId(0),
-            model: ModelId(2),
+impl Outcome {
+    /// A request that ended like this, and of which nothing more is known.
+    #[must_use]
+    pub fn bare(minute: UnixMinute, ending: Ending) -> Self {
+        Self {
+            minute,
+            node: NodeId::NONE,
+            model: ModelId::UNKNOWN,
             key: KeyId::NONE,
-            ending: Ending::Completed,
-            status: 200,
+            ending,
+            status: 0,
             count: Count::Nothing,
             load_ns: 0,
             prompt_eval_ns: 0,
@@ -223,6 +221,17 @@ pub(crate) mod tests {
             first_byte_us: 0,
             total_us: 0,
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A completed request with nothing to count; tests set what they mean.
+    pub(crate) fn outcome() -> Outcome {
+        let bare = Outcome::bare(UnixMinute(29_000_000), Ending::Completed);
+        Outcome { node: NodeId(0), model: ModelId(2), status: 200, ..bare }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::fleet::Snapshot;
 use crate::fleet::progress::Awaiting;
 use crate::fleet::report::Reports;
 use crate::http1::push_decimal;
-use crate::ids::{KeyId, ModelId, NodeId, RequestId, WorkerId};
+use crate::ids::{NodeId, RequestId, WorkerId};
 use crate::proxy::buffers::Buffers;
 use crate::proxy::hold::Hold;
 use crate::proxy::rules::Rules;
@@ -29,7 +29,7 @@ use crate::shared::{Shared, WorkerGauges};
 use crate::sync::Arc;
 use crate::usage::meters::Tally;
 use crate::usage::recorder::Recorder;
-use crate::usage::{Count, Ending, Outcome, Rejection};
+use crate::usage::{Ending, Outcome, Rejection};
 
 /// One worker's state; lives on its thread alone.
 pub struct Local {
@@ -309,22 +309,7 @@ impl Local {
 
     /// Records a request that was refused before anything was known of it.
     pub fn reject(&self, why: Rejection) {
-        let outcome = Outcome {
-            minute: self.clock.minute(),
-            node: NodeId::NONE,
-            model: ModelId::UNKNOWN,
-            key: KeyId::NONE,
-            ending: Ending::Rejected(why),
-            status: 0,
-            count: Count::Nothing,
-            load_ns: 0,
-            prompt_eval_ns: 0,
-            eval_ns: 0,
-            queue_us: 0,
-            first_byte_us: 0,
-            total_us: 0,
-        };
-        self.recorder.record(&outcome, None);
+        self.recorder.record(&Outcome::bare(self.clock.minute(), Ending::Rejected(why)), None);
     }
 
     /// A foreign `Host` was refused: says what to set, once a minute.

@@ -131,7 +131,7 @@ fn a_dry_run_says_the_same_and_writes_nothing() {
 
 #[test]
 fn what_the_gate_counted_itself_stays_and_adds_up() {
-    use herdgate::ids::{KeyId, ModelId, NodeId, WorkerId};
+    use herdgate::ids::{ModelId, NodeId, WorkerId};
     use herdgate::usage::meters::Meters;
     use herdgate::usage::recorder::{Recorder, Ring};
     use herdgate::usage::{Count, Ending, Outcome};
@@ -150,21 +150,9 @@ fn what_the_gate_counted_itself_stays_and_adds_up() {
     })
     .unwrap();
     let recorder = Recorder::new(WorkerId(0), rings[0].clone(), Arc::new(Meters::new(1)));
-    let outcome = Outcome {
-        minute: clock.minute(),
-        node: NodeId(0),
-        model,
-        key: KeyId::NONE,
-        ending: Ending::Completed,
-        status: 200,
-        count: Count::Exact(tokens(1000, 2000)),
-        load_ns: 0,
-        prompt_eval_ns: 0,
-        eval_ns: 0,
-        queue_us: 0,
-        first_byte_us: 0,
-        total_us: 0,
-    };
+    let count = Count::Exact(tokens(1000, 2000));
+    let bare = Outcome::bare(clock.minute(), Ending::Completed);
+    let outcome = Outcome { node: NodeId(0), model, status: 200, count, ..bare };
     recorder.record(&outcome, None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(ledger.shutdown()).unwrap();
