@@ -23,7 +23,7 @@ use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
-use crate::proxy::inject::{Filter, Splice};
+use crate::proxy::inject::Filter;
 use crate::proxy::lingering::Leave;
 use crate::proxy::local::Client;
 use crate::proxy::local::Local;
@@ -245,10 +245,7 @@ fn injects(local: &Local, asked: &Asked, kind: NodeKind) -> bool {
 /// The request for one node, with usage asked for on behalf of the client where that is wanted.
 fn outgoing(local: &Local, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
     let body = match &asked.splice {
-        Some(Splice { at, insert }) if injected => {
-            let (before, after) = asked.body.split_at((*at).min(asked.body.len()));
-            [before, insert, after].concat().into()
-        }
+        Some(splice) if injected => splice.made_in(&asked.body).into(),
         _ => asked.body.clone(),
     };
     asked.outgoing(&reserved.target, local.upstreams.buffer(), body)

@@ -25,6 +25,15 @@ pub struct Splice {
     pub insert: &'static [u8],
 }
 
+impl Splice {
+    /// The body with the insertion made.
+    #[must_use]
+    pub fn made_in(&self, body: &[u8]) -> Vec<u8> {
+        let (before, after) = body.split_at(self.at.min(body.len()));
+        [before, self.insert, after].concat()
+    }
+}
+
 /// Where and what to insert, if this body wants it: a chat stream that does not ask for usage already. A body that the
 /// node will refuse is left alone.
 #[must_use]
@@ -37,12 +46,10 @@ pub fn plan(scan: &Scan<'_>) -> Option<Splice> {
     wanted.then_some(Splice { at: scan.object_end, insert: MEMBER })
 }
 
-/// The body with the insertion made.
+/// The body with usage asked for; `None` if it does not want that.
 #[must_use]
 pub fn splice(body: &[u8], scan: &Scan<'_>) -> Option<Vec<u8>> {
-    let Splice { at, insert } = plan(scan)?;
-    let (before, after) = body.split_at_checked(at)?;
-    Some([before, insert, after].concat())
+    Some(plan(scan)?.made_in(body))
 }
 
 /// Takes the injected event out of a stream. Give the [`Tail`](super::tail::Tail) the bytes *before* they come here.
