@@ -7,7 +7,8 @@ use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::{BODY, Load, asking, finish, held};
+use crate::support::scripted::{finish, held};
+use crate::{BODY, Load, asking};
 
 fn named(urls: &[String]) -> String {
     let nodes: Vec<String> =

@@ -13,24 +13,6 @@ mod times;
 use herdgate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 use support::client::{Answer, Client, post, request};
 use support::proxy::Proxy;
-use support::scripted::{self, Act, Pace, Scripted, Step, answer};
-
-/// A node whose answers wait for their pace.
-pub(crate) fn held() -> (Scripted, flume::Receiver<Pace>) {
-    let (paces_in, paces) = flume::bounded(64);
-    let node = Scripted::start(&["m:latest"], move |_| {
-        let (pace, act) = scripted::paced();
-        paces_in.send(pace).unwrap();
-        act
-    });
-    (node, paces)
-}
-
-/// Ends a paced answer, whole.
-pub(crate) fn finish(pace: &Pace) {
-    let Act::Bytes(bytes, _) = answer("200 OK", "application/json", b"{}") else { unreachable!() };
-    pace.send(Step::Send(bytes)).unwrap();
-}
 
 pub(crate) const BODY: &str = r#"{"model":"m","prompt":"hi","stream":false}"#;
 

@@ -7,8 +7,8 @@ use herdgate::sync::{Arc, AtomicU64, Ordering};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{After, Scripted, Step, answer, chunk, chunked_head};
-use crate::{BODY, asking, finish, held};
+use crate::support::scripted::{After, Scripted, Step, answer, chunk, chunked_head, finish, held};
+use crate::{BODY, asking};
 
 /// A stream that has begun: its client, and what the node sends next.
 async fn streaming(proxy: &Proxy) -> Client {

@@ -7,8 +7,8 @@ use herdgate::sync::{Arc, AtomicU64, Ordering};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{Scripted, answer};
-use crate::{BODY, Load, finish, held, keyed};
+use crate::support::scripted::{Scripted, answer, finish, held};
+use crate::{BODY, Load, keyed};
 
 fn quick() -> Scripted {
     Scripted::start(&["m:latest"], |_| answer("200 OK", "application/json", b"{}"))

@@ -1,9 +1,9 @@
 //! Time-outs of a node's or a model's own, with the meanings of the global ones.
 
+use crate::BODY;
 use crate::support::client::{Client, post};
 use crate::support::proxy::Proxy;
-use crate::support::scripted::{After, Scripted, Step, chunk, chunked_head};
-use crate::{BODY, finish, held};
+use crate::support::scripted::{After, Scripted, Step, chunk, chunked_head, finish, held};
 
 /// A node that falls silent after its first byte.
 fn mute() -> Scripted {

@@ -6,7 +6,7 @@ use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 use crate::failover::{STREAMS, assert_busy_shape};
 use crate::support::client::{self, Client, post, request};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{self, Act, Scripted, Step, answer, chunk};
+use crate::support::scripted::{self, Scripted, Step, answer, chunk, finish, held};
 
 fn quick() -> Scripted {
     Scripted::start(&["m:latest"], |_| answer("200 OK", "application/json", b"{}"))
@@ -16,22 +16,6 @@ async fn before(node: &Scripted, extra: &str) -> Proxy {
     let proxy = Proxy::start(&[node.url()], extra).await;
     proxy.until_listed("m:latest").await;
     proxy
-}
-
-/// Every answer waits for its pace; the paces come out in the order of the requests.
-fn held() -> (Scripted, flume::Receiver<scripted::Pace>) {
-    let (paces_in, paces) = flume::bounded(64);
-    let node = Scripted::start(&["m:latest"], move |_| {
-        let (pace, act) = scripted::paced();
-        paces_in.send(pace).unwrap();
-        act
-    });
-    (node, paces)
-}
-
-fn finish(pace: &scripted::Pace) {
-    let Act::Bytes(bytes, _) = answer("200 OK", "application/json", b"{}") else { unreachable!() };
-    pace.send(Step::Send(bytes)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use herdgate::http1::{BodyDecoder, BodyFraming, Item};
 
 use crate::support::client::{Client, get, post, request};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{self, Act, After, Pace, Scripted, Step, answer, chunk, chunked_head};
+use crate::support::scripted::{Act, After, Scripted, Step, answer, chunk, chunked_head, held};
 
 const JSON: &str = "application/json; charset=utf-8";
 const NDJSON: &str = "application/x-ndjson";
@@ -13,17 +13,6 @@ async fn before(node: &Scripted, extra: &str) -> Proxy {
     let proxy = Proxy::start(&[node.url()], extra).await;
     proxy.until_listed("m:latest").await;
     proxy
-}
-
-/// A node with `m` whose every answer the test drives.
-fn held() -> (Scripted, flume::Receiver<Pace>) {
-    let (paces_in, paces) = flume::bounded(4096);
-    let node = Scripted::start(&["m:latest"], move |_| {
-        let (pace, act) = scripted::paced();
-        paces_in.send(pace).unwrap();
-        act
-    });
-    (node, paces)
 }
 
 const BODY: &str = r#"{"model":"m","prompt":"x","stream":false}"#;

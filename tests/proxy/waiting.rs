@@ -7,23 +7,7 @@ use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
 use crate::failover::STREAMS;
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{self, Act, Asked, Pace, Scripted, Step, answer};
-
-/// A node whose answers wait for their pace.
-fn held() -> (Scripted, flume::Receiver<Pace>) {
-    let (paces_in, paces) = flume::bounded(64);
-    let node = Scripted::start(&["m:latest"], move |_| {
-        let (pace, act) = scripted::paced();
-        paces_in.send(pace).unwrap();
-        act
-    });
-    (node, paces)
-}
-
-fn finish(pace: &Pace) {
-    let Act::Bytes(bytes, _) = answer("200 OK", "application/json", b"{}") else { unreachable!() };
-    pace.send(Step::Send(bytes)).unwrap();
-}
+use crate::support::scripted::{Asked, finish, held};
 
 fn numbered(at: u32) -> String {
     format!(r#"{{"model":"m","prompt":"number {at}","stream":false}}"#)

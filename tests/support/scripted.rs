@@ -86,6 +86,23 @@ pub fn paced() -> (Pace, Act) {
     (sender, Act::Paced(receiver))
 }
 
+/// A node with `m` whose answers wait for their pace; the paces come in the order of the requests.
+pub fn held() -> (Scripted, flume::Receiver<Pace>) {
+    let (paces_in, paces) = flume::bounded(BACKLOG);
+    let node = Scripted::start(&["m:latest"], move |_| {
+        let (pace, act) = paced();
+        paces_in.send(pace).unwrap();
+        act
+    });
+    (node, paces)
+}
+
+/// Ends a paced answer, whole.
+pub fn finish(pace: &Pace) {
+    let Act::Bytes(bytes, _) = answer("200 OK", "application/json", b"{}") else { unreachable!() };
+    pace.send(Step::Send(bytes)).unwrap();
+}
+
 /// A whole answer with a length.
 pub fn answer(status: &str, content_type: &str, body: &[u8]) -> Act {
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n", body.len());
