@@ -2,7 +2,9 @@
 //! Snapshots and the state of cells come out.
 //!
 //! Called by [`crate::fleet::poll`], which does the I/O; tests call it with answers of their own. The Snapshot itself is
-//! put together in `fleet::build`. Must never wait or read a clock.
+//! put together in `fleet::build`; which nodes are believed and get work is decided in `trust`. Must never wait or read a clock.
+
+mod trust;
 
 use std::collections::BTreeSet;
 
@@ -11,7 +13,7 @@ use crate::config::{Config, NodeConfig};
 use crate::fleet::build::Routes;
 use crate::fleet::cells::{Cells, Use};
 use crate::fleet::fetch::{Answer, Ask, FetchError};
-use crate::fleet::health::{Event, Fall, Line, Phase, Standing, panicking};
+use crate::fleet::health::{Event, Line, Phase};
 use crate::fleet::misses::Misses;
 use crate::fleet::node::{Blobs, Change, Node, Now, Question};
 use crate::fleet::progress::suspicion;
@@ -33,8 +35,6 @@ pub const TICK_MS: Millis = 1_000;
 pub const READY_MS: Millis = 2_000;
 /// While a configured node has never been reached, unknown names are 503 for so long.
 pub const INCOMPLETE_MS: Millis = 60_000;
-/// The longest panic after the newest fall; see [`panicking`].
-const PANIC_HOLD_MS: Millis = 60_000;
 /// Changes that only listings show are published together, at most this late.
 const LAZY_MS: Millis = 250;
 
@@ -414,80 +414,6 @@ impl Facts {
             }
             self.panic(now);
             self.close();
-        }
-    }
-
-    /// Decides whether the fleet panics.
-    fn panic(&mut self, now: Now) {
-        let rules = &self.config.health;
-        // One that its operator took out falls silent because it is restarted.
-        let counted = self.nodes.iter().filter(|node| !node.removed && !node.draining);
-        let standings: Vec<Standing> = counted.map(|node| Standing::of(&node.health)).collect();
-        // Two probes fell due within one interval, and each waited for its time-out.
-        let window = millis(rules.probe) + millis(rules.probe_timeout);
-        let percent = rules.panic_threshold_percent;
-        let panics = panicking(self.panicking, &standings, now.ms, window, PANIC_HOLD_MS, percent);
-        if panics != self.panicking {
-            self.panicking = panics;
-            self.dirty.models = true;
-            self.dirty.now = true;
-            if panics {
-                tracing::error!(
-                    "more than {percent} % of the nodes fell silent at once: keeping to them, it may be us"
-                );
-            } else {
-                tracing::warn!("the panic is over");
-            }
-        }
-    }
-
-    /// Work may go to this node: it is up, or its silence is not believed.
-    #[must_use]
-    pub(super) fn is_routable(&self, node: &Node) -> bool {
-        let health = &node.health;
-        health.is_up()
-            || (self.panicking && health.phase == Phase::Down && health.reached && health.fall == Fall::Silent)
-    }
-
-    /// Closes nodes that are not routable, at once; opening waits for the Snapshot.
-    fn close(&self) {
-        for node in self.nodes.iter().filter(|node| !self.is_routable(node) || node.health.suspect) {
-            node.word.set_suspect(node.health.suspect);
-            node.word.set_up(self.is_routable(node));
-        }
-    }
-
-    /// Sets every node's word as its health says, and gathers the cells of those that opened. A worker may have closed one
-    /// whose report was lost, so this also runs without a change.
-    pub(super) fn set_words(&mut self) {
-        for (node, any) in self.nodes.iter().zip(&self.any) {
-            let was_open = node.word.is_open();
-            node.word.set_recovering(node.health.recovering_until != 0);
-            node.word.set_suspect(node.health.suspect);
-            node.word.set_draining(node.draining);
-            node.word.set_up(self.is_routable(node));
-            if !was_open && node.word.is_open() {
-                self.opened.push(Arc::clone(&any.cell));
-                self.opened.extend(self.cells.of_node(node.id).cloned());
-            }
-        }
-    }
-
-    /// Residency that is too old is unknown: what we have in flight, and had lately, decides.
-    fn age_residency(&mut self, now: Now) {
-        let stale = millis(self.config.health.stale_residency);
-        for node in self.nodes.iter_mut().filter(|node| node.is_ollama()) {
-            if node.ps.at().is_none_or(|at| now.ms.saturating_sub(at) < stale) {
-                continue;
-            }
-            if !node.loaded.is_empty() {
-                node.loaded = Arc::default();
-                self.dirty.soon = true;
-                self.dirty.ps = true;
-            }
-            for cell in self.cells.of_node(node.id) {
-                cell.mark_unloaded(now.ms.saturating_sub(stale));
-            }
         }
     }
 
