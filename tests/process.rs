@@ -1,13 +1,16 @@
-//! The real binary as a child: signals in mid-load (I11), exit codes, no more files to open, help texts, `check`.
+//! The real binary as a child: signals in mid-load (I11), no more files to open, an operator's orders; `commands` has exit codes
+//! and help texts.
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test: what is not as expected fails it")]
 
+#[path = "process/commands.rs"]
+mod commands;
 #[path = "support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -311,99 +314,6 @@ async fn i11_sigkill_in_mid_load_loses_at_most_what_was_not_written_and_the_stor
     eventually("counted on", || async { serving.tokens().await.1 == stored + 5 }).await;
 }
 
-fn run(arguments: &[&str], directory: &Path) -> Output {
-    let mut command = Command::new(BINARY);
-    command.args(arguments).current_dir(directory).stdin(Stdio::null());
-    command.output().expect("the binary starts")
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-#[test]
-fn wrong_flags_and_wrong_configuration_exit_64_with_every_mistake() {
-    let directory = tempfile::tempdir().unwrap();
-    for arguments in [
-        &["serve", "--no-such-flag"][..],
-        &["serve", "--listen", "nowhere"],
-        &["serve", "--node", "ftp://x"],
-        &["serve", "--workers", "many"],
-        &["no-such-command"],
-        &[],
-        &["check"],
-        &["serve", "--config", "no-such-file.yaml"],
-    ] {
-        let output = run(arguments, directory.path());
-        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", text(&output));
-        assert!(!output.stderr.is_empty());
-    }
-    let path = directory.path().join("bad.yaml");
-    let bad = "listen: here\nno_such_key: 1\nworkers: -3\ntimeouts: { connect: fast, nothing: 1s }\nnodes: [ { url: 7 } ]\n\
-               limits: { head: 3 }\nrouter_keys: [ '' ]\n";
-    std::fs::write(&path, bad).unwrap();
-    for command in ["check", "serve"] {
-        let output = run(&[command, "--config", "bad.yaml"], directory.path());
-        assert_eq!(output.status.code(), Some(64), "{}", text(&output));
-        let said = text(&output);
-        for key in [
-            "listen",
-            "no_such_key",
-            "workers",
-            "timeouts.connect",
-            "timeouts.nothing",
-            "nodes",
-            "limits.head",
-            "router_keys",
-        ] {
-            let line = said.lines().find(|line| line.contains(key));
-            let line = line.unwrap_or_else(|| panic!("{key} is not in {said}"));
-            assert!(line.contains("bad.yaml:"), "file and line are missing: {line}");
-        }
-    }
-    let output = run(&["check", "--lenient", "--config", "bad.yaml"], directory.path());
-    assert_eq!(output.status.code(), Some(64), "the other mistakes stay mistakes");
-}
-
-#[test]
-fn a_taken_port_exits_69() {
-    let directory = tempfile::tempdir().unwrap();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = taken.local_addr().unwrap().to_string();
-    let output = run(&["serve", "--listen", &listen, "--node", "http://127.0.0.1:9"], directory.path());
-    assert_eq!(output.status.code(), Some(69), "{}", text(&output));
-    assert!(text(&output).contains(&listen), "{}", text(&output));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_held_store_exits_75_and_a_shared_port_69() {
-    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
-    let config = configure(directory.path(), &herd.urls(), "");
-    let serving = Serving::start(&config).await;
-    let config = config.to_str().unwrap();
-    let output = run(&["serve", "--config", config], directory.path());
-    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
-    let listen = serving.address.to_string();
-    let output = run(&["serve", "--config", config, "--listen", &listen], directory.path());
-    assert_eq!(output.status.code(), Some(69), "the port of another gate is taken: {}", text(&output));
-    // Where it may, it serves with the ledger in memory, and says so.
-    let optional = std::fs::read_to_string(config).unwrap() + "ledger: { required: false }\n";
-    let path = directory.path().join("optional.yaml");
-    std::fs::write(&path, optional).unwrap();
-    let second = Serving::start(&path).await;
-    let metrics = client::get(second.address, "/metrics").await.text();
-    assert!(metrics.contains("herdgate_ledger_degraded 1"), "{metrics}");
-    // And takes the store when it is freed.
-    serving.signal(Signal::TERM);
-    assert_eq!(serving.ended().await.0.code(), Some(0));
-    let address = second.address;
-    eventually("the store is taken", || async {
-        client::get(address, "/metrics").await.text().contains("herdgate_ledger_degraded 0")
-    })
-    .await;
-}
-
-/// Processor time of a process, in milliseconds.
 fn processor_ms(pid: u32) -> u64 {
     let mut stat = String::new();
     std::fs::File::open(format!("/proc/{pid}/stat")).unwrap().read_to_string(&mut stat).unwrap();
@@ -576,55 +486,5 @@ async fn the_commands_of_an_operator_say_what_came_of_them() {
     assert!(code == 0 && said.contains("the last reload was refused"), "{said}");
     let mut nobody = Command::new(BINARY);
     let nobody = nobody.args(["status", "--listen", "127.0.0.1:1"]).current_dir(directory.path()).output().unwrap();
-    assert_eq!(nobody.status.code(), Some(69), "{}", text(&nobody));
-}
-
-#[test]
-fn every_command_has_a_help_text_and_exits_0() {
-    let directory = tempfile::tempdir().unwrap();
-    for (arguments, words) in [
-        (&["--help"][..], &["serve", "demo", "sim", "check"][..]),
-        (&["serve", "--help"], &["--config", "--listen", "--node", "--data", "--workers", "--lenient"]),
-        (&["demo", "--help"], &["--for"]),
-        (&["sim", "--help"], &["--nodes", "--model", "--load-time"]),
-        (&["check", "--help"], &["--config", "--lenient"]),
-        (&["status", "--help"], &["--json", "--listen", "--key", "--config"]),
-        (&["drain", "--help"], &["NODE", "--wait", "HERDGATE_KEY"]),
-        (&["undrain", "--help"], &["NODE", "--wait"]),
-        (&["reload", "--help"], &["--config", "exit 64"]),
-    ] {
-        let output = run(arguments, directory.path());
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
-        let help = String::from_utf8(output.stdout).unwrap();
-        for word in words {
-            assert!(help.contains(word), "{arguments:?} does not explain {word}: {help}");
-        }
-        assert!(output.stderr.is_empty());
-    }
-    let version = run(&["--version"], directory.path());
-    assert!(text(&version).starts_with("herdgate "));
-}
-
-#[test]
-fn check_accepts_the_ancestors_file() {
-    let directory = tempfile::tempdir().unwrap();
-    let theirs = "# NOMYO router\nendpoints:\n  - http://192.168.0.50:11434\n  - http://192.168.0.51:11434\n  \
-                  - http://192.168.0.60:8000/v1\nllama_server_endpoints:\n  - http://192.168.0.70:8080/v1\n\
-                  max_concurrent_connections: 2\napi_keys:\n  \"http://192.168.0.60:8000/v1\": \"sk-1\"\n\
-                  nomyo-router-api-key: \"sesame\"\ndb_path: token_counts.db\n";
-    std::fs::write(directory.path().join("config.yaml"), theirs).unwrap();
-    let output = run(&["check", "--config", "config.yaml"], directory.path());
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    let said = String::from_utf8(output.stdout.clone()).unwrap();
-    for word in ["192.168.0.50:11434", "192.168.0.60:8000", "192.168.0.70:8080"] {
-        assert!(said.contains(word), "{said}");
-    }
-    assert!(!text(&output).contains("sesame") && !text(&output).contains("sk-1"), "keys are not shown");
-    std::fs::write(
-        directory.path().join("config.yaml"),
-        theirs.replace("endpoints:\n  - http:", "endpoints:\n  - https:"),
-    )
-    .unwrap();
-    let output = run(&["check", "--config", "config.yaml"], directory.path());
-    assert_eq!(output.status.code(), Some(64), "https is an error, never a node that is down");
+    assert_eq!(nobody.status.code(), Some(69), "{}", commands::text(&nobody));
 }

@@ -27,7 +27,7 @@
 //! | clock back two minutes and forward a day | tests/stories/clock.rs | the_clock_back_two_minutes_and_forward_a_day_loses_nothing |
 //! | clock steps, row by row | tests/ledger.rs | a_clock_step_overwrites_nothing |
 //! | events beyond the ring go to the key _lost | tests/ledger/lost.rs | what_a_full_ring_drops_is_in_the_ledger_under_lost |
-//! | second process on the same data | tests/process.rs | a_held_store_exits_75_and_a_shared_port_69 |
+//! | second process on the same data | tests/process/commands.rs | a_held_store_exits_75_and_a_shared_port_69 |
 //! | SIGTERM loses nothing | tests/process.rs | i11_sigterm_in_mid_load_loses_nothing |
 //! | SIGTERM, streams to the drain deadline | tests/process.rs | i11_streams_run_to_the_drain_deadline_and_then_end_in_words |
 //! | second SIGTERM | tests/process.rs | i11_a_second_sigterm_ends_at_once_in_words |
