@@ -139,7 +139,8 @@ fn read(args: &ImportArgs, config: &Config, clock: &Clock) -> Result<(Import, na
     })?;
     let (pairs, notes) = gathered.finish();
     let (replace, dry_run) = (args.replace, args.dry_run);
-    Ok((Import { source: args.source.clone(), cut, replace, dry_run, pairs }, notes))
+    let doubtful = (notes.november > 0).then(names::doubtful);
+    Ok((Import { source: args.source.clone(), cut, replace, dry_run, doubtful, pairs }, notes))
 }
 
 /// Joins an import with the store in this data directory.

@@ -20,6 +20,12 @@ use crate::usage::names::{NONE, UNKNOWN};
 const NOVEMBER: std::ops::Range<i64> = 1_763_424_000..1_763_683_200;
 /// The farthest that an offset from UTC can move them.
 const OFFSET_MAX: i64 = 14 * 3600;
+
+/// From when to before when rows of that November may stand, moved or not.
+pub(super) fn doubtful() -> (UnixMinute, UnixMinute) {
+    let minute = |seconds: i64| UnixMinute(u32::try_from(seconds / 60).unwrap_or_default());
+    (minute(NOVEMBER.start - OFFSET_MAX), minute(NOVEMBER.end + OFFSET_MAX))
+}
 /// How far ahead of this host's clock a row's minute may be.
 const AHEAD_MAX: u32 = 60;
 

@@ -13,9 +13,12 @@
 //!    unless it is to replace the earlier one.
 //! 2. Minutes before the cut (what is folded anyway) are summed into days on both sides first. Then each minute and each
 //!    day holds the greater of what is stored and what the file has: a file that was trimmed since takes nothing away.
+//!    Where times are doubtful ([`Import::doubtful`]) and either has more somewhere, the rows were dated otherwise before:
+//!    the file's own are right, or the same tokens would stand at two times.
 //! 3. The ancestor's daily rows count only where nothing else is known of the day, and only if they fit into the total.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,9 @@ pub struct Import {
     pub replace: bool,
     /// Whether only to say what would be done.
     pub dry_run: bool,
+    /// From when to before when rows may be dated otherwise than at an earlier import.
+    #[serde(default)]
+    pub doubtful: Option<(UnixMinute, UnixMinute)>,
     /// Each (node, model) once, in the order in which they are to appear.
     pub pairs: Vec<ImportPair>,
 }
@@ -163,6 +169,22 @@ impl Sums {
         }
     }
 
+    /// Forgets what lies between these times if it and `new` each have more somewhere there.
+    fn yield_where_dated_otherwise(&mut self, new: &Self, from: UnixMinute, to: UnixMinute) {
+        let (minutes, days) = (from.0..to.0, from.day().0..to.day().0 + 1);
+        let more = |some: &Self, than: &Self| {
+            let exceeds = |some: &BTreeMap<u32, Tokens>, than: &BTreeMap<u32, Tokens>, times: &Range<u32>| {
+                let other = |time| than.get(time).copied().unwrap_or_default();
+                some.range(times.clone()).any(|(time, tokens)| shrank(*tokens, other(time)))
+            };
+            exceeds(&some.minutes, &than.minutes, &minutes) || exceeds(&some.days, &than.days, &days)
+        };
+        if more(self, new) && more(new, self) {
+            self.minutes.retain(|time, _| !minutes.contains(time));
+            self.days.retain(|time, _| !days.contains(time));
+        }
+    }
+
     fn dated(&self) -> Tokens {
         self.minutes.values().chain(self.days.values()).fold(Tokens::default(), |sum, tokens| sum.plus(*tokens))
     }
@@ -200,7 +222,7 @@ pub(super) fn plan(
             continue;
         }
         let known = if import.replace { Sums::default() } else { old.clone() };
-        let (new, daily_refused) = join(known, given, cut);
+        let (new, daily_refused) = join(known, given, cut, import.doubtful);
         write(&mut plan.writes, party, &old, &new);
         plan.with_tokens.push(party);
         plan.said.pairs.push(ImportedPair {
@@ -270,7 +292,12 @@ fn stored(view: &dyn Read, key: StoredId) -> Result<HashMap<Pair, Sums>, StoreEr
 }
 
 /// What is there after what was given joins what is known, and how many daily rows were refused.
-fn join(mut known: Sums, given: &ImportPair, cut: UnixMinute) -> (Sums, usize) {
+fn join(
+    mut known: Sums,
+    given: &ImportPair,
+    cut: UnixMinute,
+    doubtful: Option<(UnixMinute, UnixMinute)>,
+) -> (Sums, usize) {
     let mut new = Sums {
         total: given.total,
         minutes: given.minutes.iter().map(|(minute, tokens)| (minute.0, *tokens)).collect(),
@@ -278,6 +305,9 @@ fn join(mut known: Sums, given: &ImportPair, cut: UnixMinute) -> (Sums, usize) {
     };
     known.cut(cut);
     new.cut(cut);
+    if let Some((from, to)) = doubtful {
+        known.yield_where_dated_otherwise(&new, from, to);
+    }
     for (old, new) in [(known.minutes, &mut new.minutes), (known.days, &mut new.days)] {
         for (time, tokens) in old {
             let place = new.entry(time).or_default();

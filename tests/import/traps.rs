@@ -146,7 +146,7 @@ fn rows_of_november_2025_are_said_and_moved_on_demand() {
     let (place, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (file, connection) = database(place.path());
     // 2025-11-19 00:30 UTC, written in a zone one hour ahead: an hour early, on the day before.
-    let written = 1_763_508_600 - 3600;
+    let written = 1_763_512_200 - 3600;
     count(&connection, A, "m:latest", 5, 0);
     point(&connection, A, "m:latest", 5, 0, written);
     let summary = imported(&file, data.path());
@@ -156,6 +156,33 @@ fn rows_of_november_2025_are_said_and_moved_on_demand() {
     assert!(run(&moved).unwrap().summary.contains("moved by the offset given"));
     let days = answers(data.path()).days;
     assert_eq!((days.len(), days[0].bucket), (1, day(written + 3600)));
+    assert_ne!(day(written), day(written + 3600));
+}
+
+#[test]
+fn november_dated_otherwise_the_second_time_stands_at_one_time_only() {
+    let (place, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (file, connection) = database(place.path());
+    let written = 1_763_512_200 - 3600;
+    count(&connection, A, "m:latest", 100, 0);
+    point(&connection, A, "m:latest", 40, 0, written - 7200);
+    point(&connection, A, "m:latest", 50, 0, written);
+    imported(&file, data.path());
+    let dated = || answers(data.path()).days.iter().map(|row| (row.bucket, row.row.exact.input)).collect::<Vec<_>>();
+    assert_eq!(dated(), [(day(written), 90)]);
+    let offset = |minutes| run(&ImportArgs { november_offset: Some(Offset(minutes)), ..args(&file, data.path()) });
+    let moved = [(day(written), 40), (day(written + 3600), 50)];
+    for minutes in [60, 60, 0, 60] {
+        assert!(offset(minutes).unwrap().error.is_none());
+        let expected = if minutes == 0 { &[(day(written), 90)][..] } else { &moved };
+        let mut found = dated();
+        found.sort_by_key(|(_, input)| *input);
+        assert_eq!(found, expected, "by {minutes} minutes");
+    }
+    // What a file has lost since is not dated otherwise.
+    connection.execute("DELETE FROM token_time_series WHERE input_tokens = 40", []).unwrap();
+    offset(60).unwrap();
+    assert_eq!(dated().iter().map(|(_, input)| input).sum::<u64>(), 90);
 }
 
 #[test]
