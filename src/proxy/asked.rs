@@ -119,6 +119,8 @@ impl Asked {
     #[must_use]
     pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, body: Bytes) -> Outgoing {
         let carries_body = self.method != Method::GET && self.method != Method::HEAD;
+        // What no length announces would be the node's next request.
+        let body = if carries_body { body } else { Bytes::new() };
         encode_request(
             &mut head,
             &RequestHead {

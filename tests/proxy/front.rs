@@ -2,7 +2,7 @@
 
 use herdgate::http1::{BodyDecoder, BodyFraming, Item};
 
-use crate::support::client::{Client, get, post, request};
+use crate::support::client::{self, Client, get, post, request};
 use crate::support::proxy::{Proxy, eventually};
 use crate::support::scripted::{Act, After, Scripted, Step, answer, chunk, chunked_head, held};
 
@@ -365,4 +365,29 @@ async fn a_word_is_given_only_to_a_client_that_waits_for_it() {
     assert!(client.interim().await.starts_with("HTTP/1.1 413 "));
     assert_eq!(client.answer().await.unwrap().header("connection"), Some("close"));
     assert!(client.is_closed().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i7_a_body_where_none_belongs_never_becomes_a_nodes_next_request() {
+    let node = Scripted::start(&["m:latest"], |_| answer("200 OK", JSON, b"{}"));
+    let proxy = before(&node, "").await;
+    let hidden = post("/api/generate", r#"{"model":"m","prompt":"not through the gate"}"#);
+    let long = [post("/api/delete", r#"{"model":"m"}"#), vec![b' '; 100_000]].concat();
+    for body in [hidden, long] {
+        for method in ["GET", "HEAD"] {
+            let mut client = Client::connect(proxy.address).await;
+            client.send(&request(method, "/api/experimental/model-recommendations", &[], &body)).await;
+            let answer = if method == "HEAD" { client.head_answer().await } else { client.answer().await };
+            let answer = answer.expect("an answer");
+            if answer.status == 200 {
+                let asked = node.next().await;
+                assert_eq!((asked.method(), asked.body.len()), (method, 0), "{}", asked.head);
+            }
+            // Over the same connection to the node: it would see first what the other left there.
+            assert_eq!(client::post_once(proxy.address, "/api/generate", BODY).await.status, 200);
+            let asked = node.next().await;
+            assert_eq!((asked.target(), asked.text()), ("/api/generate", BODY.to_owned()));
+            assert_eq!(node.untaken(), 0);
+        }
+    }
 }
