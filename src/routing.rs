@@ -22,7 +22,7 @@ mod least;
 pub mod locked;
 mod retry;
 
-pub use any::{AnyAsk, pick_any};
+pub use any::{AnyAsk, least_any, pick_any};
 pub use cold::serve_waiting;
 pub use retry::RetryBudget;
 

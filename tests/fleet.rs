@@ -131,7 +131,7 @@ fn i9_dead_and_hanging_nodes_cost_listings_nothing() {
         assert!(cell(&ready, "a:latest", 0).view().open);
         // The hanging node's silence holds up no answer of the living one.
         alive.add_model(ModelSpec::chat("b"));
-        polled.reports.administered(NodeId(0));
+        polled.reports.lacks(NodeId(0));
         polled.until(|snapshot| snapshot.models.contains_key("b:latest")).await;
     });
 }
@@ -294,7 +294,7 @@ fn snapshots_stay_consistent_while_models_come_and_go() {
             if !nodes[at].remove_model(&name) {
                 nodes[at].add_model(ModelSpec::chat(&name));
             }
-            polled.reports.administered(NodeId(u32::try_from(at).unwrap()));
+            polled.reports.lacks(NodeId(u32::try_from(at).unwrap()));
             let generation = polled.fleet.load().generation;
             polled.until(|snapshot| snapshot.generation > generation).await;
         }

@@ -247,6 +247,26 @@ async fn i11_streams_run_to_the_drain_deadline_and_then_end_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_what_has_no_answer_at_the_drain_deadline_is_told_so() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "shutdown: { drain: 1s }");
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    // Its head comes with its end: minutes from now.
+    let body = r#"{"model":"m","prompt":"x","stream":false,"sim":{"tokens":100000,"pace_ms":20}}"#;
+    let mut whole = Client::connect(serving.address).await;
+    whole.send(&post("/api/generate", body)).await;
+    let busy = || herd.nodes().iter().any(|node| node.ledger().models.values().any(|model| model.in_flight > 0));
+    eventually("a node works on it", || async { busy() }).await;
+    serving.signal(Signal::TERM);
+    let told = whole.answer().await.expect("an answer");
+    assert_eq!((told.status, told.header("connection")), (503, Some("close")), "{}", told.text());
+    assert!(told.header("retry-after").is_some() && told.json()["error"].is_string(), "{}", told.text());
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i11_a_second_sigterm_ends_at_once_in_words() {
     let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
     let config = configure(directory.path(), &herd.urls(), "shutdown: { drain: 300s }");

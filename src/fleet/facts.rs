@@ -286,10 +286,7 @@ impl Facts {
             Report::Drain { node, on, done } => self.drain(node, on, done),
             Report::Refused(node) => self.health(node, Event::Refused, now),
             Report::Reached(node) => self.health(node, Event::Reached, now),
-            Report::Administered(node) => self.each(node, |node| {
-                node.note_change(now.ms);
-                node.refresh_inventory(now.ms);
-            }),
+            Report::Lacks(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
             Report::Changed { nodes, settled } => {
                 let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
                 let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();

@@ -43,8 +43,8 @@ pub enum Report {
         /// Told whether a later Snapshot has it.
         reply: tokio::sync::oneshot::Sender<bool>,
     },
-    /// Models were pulled, created, copied or deleted there; [`NodeId::NONE`]: anywhere.
-    Administered(NodeId),
+    /// It does not have a model that its inventory lists: to be asked for anew. Nothing was ordered through us.
+    Lacks(NodeId),
     /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
     Residency(NodeId),
     /// Models were changed on these nodes: their inventories are asked for anew.
@@ -80,9 +80,9 @@ impl Reports {
         self.send(Report::Reached(node));
     }
 
-    /// Models were pulled, created, copied or deleted there; [`NodeId::NONE`]: anywhere.
-    pub fn administered(&self, node: NodeId) {
-        self.send(Report::Administered(node));
+    /// It does not have a model that its inventory lists.
+    pub fn lacks(&self, node: NodeId) {
+        self.send(Report::Lacks(node));
     }
 
     /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.

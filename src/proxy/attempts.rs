@@ -5,6 +5,7 @@
 //! Source: contract of the wire, "Which errors say something about the node".
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -35,12 +36,13 @@ use crate::proxy::tail::{RequestFacts, Tail, TailReport};
 use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::{AttemptError, Exchange, Outgoing};
 use crate::proxy::watch::Expiry;
+use crate::shared::Phase;
 use crate::slots::Taken;
 use crate::usage::meters::Tally;
 use crate::usage::{Ending, Rejection};
 
-/// The text of a node's error answer that is read before deciding about a retry, at most.
-const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// The text of a node's error answer that is read before deciding about a retry, at most: more than any says.
+const ERROR_BYTES_MAX: usize = 1024 * 1024;
 
 /// When a client may come back to nodes that are all busy, milliseconds.
 const BUSY_MS: u64 = 5_000;
@@ -69,6 +71,8 @@ enum Fault {
     Lacks,
     /// We are out of files or ports: it says nothing of the node, and another one would fare no better.
     Ours,
+    /// The process ends, and with it all that have no answer yet.
+    Ending,
 }
 
 /// A node's error answer, read whole.
@@ -111,6 +115,9 @@ pub(super) async fn run(
             Err(failure) => failure,
         };
         ticket = returned;
+        if fault == Fault::Ending {
+            return Err((ticket, ProxyError::Draining));
+        }
         seen.note(node, fault, buffered);
         broke += u32::from(fault == Fault::Broke);
         let worth_it = fault != Fault::Ours && seen.tried.len() < TRIES_MAX && broke < 2;
@@ -188,17 +195,20 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
     let (node, own_suspect_after) = (reserved.node, reserved.patience.suspect_after);
     let injected = injects(local, asked, reserved.kind);
     let cold = reserved.permit.as_ref().is_some_and(|permit| permit.taken() == Taken::Cold);
+    let loaded = !cold && reserved.permit.as_ref().is_none_or(|permit| permit.pair().cell.view().loaded);
     if cold {
         local.tally(Tally::ColdStarts);
     }
     let leave = if cold { Leave::Detach { streamed: asked.streams } } else { Leave::Close };
     let request = outgoing(local, asked, &reserved, injected);
     let mut exchange = local.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
-    let awaiting = local.awaiting(node, cold, own_suspect_after);
+    // Only a loaded copy owes an answer: whoever waits for a load that another began may wait for minutes.
+    let awaiting = local.awaiting(node, !loaded, own_suspect_after);
     ticket.sent = Some(facts(asked, StatusCode::OK.as_u16()));
-    let head = match exchange.head().await {
-        Ok(head) => head,
-        Err(error) => {
+    let head = match unless_ending(client, exchange.head()).await {
+        None => return Err((ticket, Fault::Ending, None)),
+        Some(Ok(head)) => head,
+        Some(Err(error)) => {
             let fault = failed(local, node, &mut exchange, &error);
             ticket.sent = ticket.sent.filter(|_| error.sent_whole());
             return Err((ticket, fault, None));
@@ -221,19 +231,34 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
             let Some(buffered) = read_whole(client, &mut exchange, head, ticket.stream_idle).await else {
                 return Err((ticket, Fault::Broke, None));
             };
-            match judge(&buffered) {
-                Some(Fault::Lacks) if *plan == Plan::Unknown => Ok(forward_unknown(ticket, asked, buffered)),
-                Some(fault) => {
+            match (judge(&buffered), plan) {
+                (Some(Fault::Lacks), Plan::Unknown) => Ok(forward_unknown(ticket, asked, buffered)),
+                // It was asked for nothing that it is known to have: its words are the answer.
+                (Some(Fault::Lacks), Plan::Anywhere | Plan::Cloud) => Ok(forward_whole(ticket, asked, buffered)),
+                (Some(fault), _) => {
                     if fault == Fault::Lacks {
                         local.lacks(node);
                     }
+                    // It did not work on it: nothing to be counted should the client leave now.
+                    ticket.sent = None;
                     Err((ticket, fault, Some(buffered)))
                 }
-                None => Ok(forward_whole(ticket, asked, buffered)),
+                (None, _) => Ok(forward_whole(ticket, asked, buffered)),
             }
         }
         _ => Ok(forward(client, ticket, asked, head, exchange, injected)),
     }
+}
+
+/// What comes of `work`, unless the process ends first.
+async fn unless_ending<T>(client: &Client, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    // Everybody is polled when the phase changes.
+    let next = |cx: &mut Context<'_>| match client.local.shared.phase() {
+        Phase::Ending => Poll::Ready(None),
+        _ => work.as_mut().poll(cx).map(Some),
+    };
+    poll_fn(next).await
 }
 
 /// Whether usage is asked for on behalf of the client.

@@ -19,8 +19,11 @@ use crate::usage::meters::Tally;
 /// How long a body may wait in its socket for room in `body_memory`, milliseconds.
 const MEMORY_WAIT_MS: u64 = 30_000;
 
-/// What is reserved ahead of the bytes for a body of unknown or doubtful length.
+/// What is reserved ahead of the bytes for a body of unknown length.
 const FIRST_RESERVE: u64 = 64 * 1024;
+
+/// What is reserved on an announcement; more only as it comes, as much again each time.
+const TRUSTED_RESERVE: u64 = 1024 * 1024;
 
 /// Where a request's body comes from.
 pub trait BodySource {
@@ -128,7 +131,8 @@ pub async fn gather(
         return Ok(Gathered { bytes: Bytes::new(), _share: share });
     }
     source.want_whole();
-    room(client, &mut share, announced.unwrap_or(FIRST_RESERVE)).await?;
+    // Not for an announcement alone: four connections that send nothing could hold all of the memory.
+    room(client, &mut share, announced.map_or(FIRST_RESERVE, |length| length.min(TRUSTED_RESERVE))).await?;
     arm_idle(client);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
@@ -138,7 +142,8 @@ pub async fn gather(
             return Err(ProxyError::BodyTooLarge { limit_bytes });
         }
         if length > share.bytes {
-            let more = (length - share.bytes).max(FIRST_RESERVE);
+            let ahead = announced.map_or(FIRST_RESERVE, |announced| announced.saturating_sub(length).min(length));
+            let more = length - share.bytes + ahead;
             room(client, &mut share, more).await?;
         }
         arm_idle(client);

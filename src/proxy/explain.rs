@@ -18,7 +18,7 @@ use crate::proxy::local::{Client, Local};
 use crate::proxy::plan::{self, Drawn, Plan};
 use crate::proxy::reserve::no_node;
 use crate::routing::explain::{Explained, Stand, Would, explain};
-use crate::routing::{AnyAsk, Ask, pick_any};
+use crate::routing::{AnyAsk, Ask, least_any};
 use crate::slots::Limit;
 
 /// The route that a dry run is about, by its path; without one, `/api/chat`.
@@ -78,10 +78,10 @@ fn planned(local: &Local, snapshot: &Snapshot, asked: &Asked, plan: &Plan) -> Va
         Plan::Anywhere | Plan::Unknown | Plan::Cloud => {
             let cloud = *plan == Plan::Cloud;
             let only_ollama = asked.native() || *plan == Plan::Unknown;
-            let of = |kind| pick_any(snapshot, &AnyAsk { kind, cloud, tried: &[] });
+            let of = |kind| least_any(snapshot, &AnyAsk { kind, cloud, tried: &[] });
             let node = of(Some(NodeKind::Ollama)).or_else(|| if only_ollama { None } else { of(None) });
             let why = if cloud { Why::Cloud } else { Why::AnyNode };
-            node.map_or_else(down, |node| goes(snapshot, node, why))
+            node.map_or_else(down, |node| goes(snapshot, node.id, why))
         }
         Plan::Model(key) | Plan::Details(key) | Plan::Unload(key) => {
             let Some(model) = snapshot.models.get(key.as_str()) else { return down() };

@@ -304,7 +304,7 @@ impl Local {
 
     /// A node does not have a model that its inventory lists: read the inventory again.
     pub fn lacks(&self, node: NodeId) {
-        self.reports.administered(node);
+        self.reports.lacks(node);
     }
 
     /// Records a request that was refused before anything was known of it.

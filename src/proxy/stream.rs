@@ -234,11 +234,16 @@ impl TailBody {
         if !self.streamed {
             return Some(Err(text.to_owned().into()));
         }
-        self.client.idle();
         let facts = self.tail.facts();
         // Where the client stands, which has not seen what the filter held back.
         let facts = self.filter.as_ref().map_or(facts, |filter| filter.seen(facts));
-        take(Payload::Piece(&dialect::broken_stream(self.route, text, &facts)));
+        let told = dialect::broken_stream(self.route, text, &facts);
+        if told.is_empty() {
+            // No words for it on this route: a clean end would pass off half an answer for whole.
+            return Some(Err(text.to_owned().into()));
+        }
+        self.client.idle();
+        take(Payload::Piece(&told));
         Some(Ok(()))
     }
 }

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode};
@@ -30,6 +31,9 @@ use crate::usage::Ending;
 
 /// An unload's answer is one short object.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a node may take for it.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A node's answer.
 struct Answer {
@@ -68,7 +72,9 @@ pub(super) async fn everywhere(
         let answers = answers.clone();
         let reports = local.reports.clone();
         spawn_local(async move {
-            let _ = answers.send(answer(exchange).await);
+            // A node that hangs answers nobody: its task and file end all the same.
+            let answered = tokio::time::timeout(ANSWER_TIME_MAX, answer(exchange)).await;
+            let _ = answers.send(answered.unwrap_or_default());
             reports.residency(node);
         });
     }

@@ -18,22 +18,31 @@ pub struct AnyAsk<'a> {
     pub tried: &'a [NodeId],
 }
 
-/// The open node with the least work, the one chosen least often among equals; its `any` slot is taken: make it a
-/// [`crate::slots::Permit`] of [`NodeView::any`] at once.
+impl AnyAsk<'_> {
+    fn serves(&self, node: &NodeView) -> bool {
+        self.kind.is_none_or(|kind| kind == node.kind)
+            && (!self.cloud || node.cloud)
+            && !self.tried.contains(&node.id)
+            && node.word.is_open()
+    }
+}
+
+/// The open node with the least work, the one chosen least often among equals. Takes nothing.
+#[must_use]
+pub fn least_any<'s>(snapshot: &'s Snapshot, ask: &AnyAsk<'_>) -> Option<&'s Arc<NodeView>> {
+    let all = snapshot.nodes.iter().filter(|node| ask.serves(node));
+    all.min_by_key(|node| (node.word.work(), node.word.chosen_hint().get()))
+}
+
+/// [`least_any`], whose `any` slot is taken: make it a [`crate::slots::Permit`] of [`NodeView::any`] at once.
 #[must_use]
 pub fn pick_any(snapshot: &Snapshot, ask: &AnyAsk<'_>) -> Option<NodeId> {
-    let serves = |n: &&Arc<NodeView>| {
-        ask.kind.is_none_or(|kind| kind == n.kind)
-            && (!ask.cloud || n.cloud)
-            && !ask.tried.contains(&n.id)
-            && n.word.is_open()
-    };
-    let least = snapshot.nodes.iter().filter(serves).min_by_key(|n| (n.word.work(), n.word.chosen_hint().get()))?;
+    let least = least_any(snapshot, ask)?;
     // It may have closed since; then any other does.
     let node = if least.any.cell.try_take_unbounded() {
         least
     } else {
-        snapshot.nodes.iter().filter(serves).find(|n| n.any.cell.try_take_unbounded())?
+        snapshot.nodes.iter().find(|node| ask.serves(node) && node.any.cell.try_take_unbounded())?
     };
     node.word.chosen_hint().bump();
     Some(node.id)

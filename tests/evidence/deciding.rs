@@ -139,6 +139,8 @@ async fn a_dry_run_reserves_nothing_and_says_what_then_happens() {
     assert_eq!((&unknown["would"], &unknown["reason"]), (&json!("go"), &json!("any_node")), "a node words the 404");
     let nothing = explain(&proxy, "", "").await;
     assert_eq!((&nothing["would"], &nothing["reason"]), (&json!("go"), &json!("any_node")));
+    let nodes = proxy.shared().fleet.snapshot.load_full();
+    assert!(nodes.nodes.iter().all(|node| node.any.cell.view().in_flight == 0), "a dry run takes no slot");
     let wrong = post_once(proxy.address, "/herdgate/explain?route=/nope", CHAT).await;
     assert_eq!(wrong.status, 400);
     assert!(wrong.text().contains("/v1/messages"), "{}", wrong.text());

@@ -241,6 +241,38 @@ async fn i6_when_no_node_answers_the_503_is_in_the_dialect_of_the_route() {
     assert_eq!(proxy.shared().meters.sums().endings, [0, 0, STREAMS.len() as u64, 0, 0]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i6_a_request_that_names_no_model_goes_to_one_node_and_costs_no_retry() {
+    let words = br#"{"error":"model '' not found"}"#;
+    let node = || Scripted::start(&["m:latest"], |_| scripted::answer("404 Not Found", "application/json", words));
+    let nodes = [node(), node(), node()];
+    let urls: Vec<String> = nodes.iter().map(Scripted::url).collect();
+    let proxy = Proxy::start(&urls, "").await;
+    proxy.until_listed("m:latest").await;
+    for path in ["/api/generate", "/api/embed", "/v1/completions", "/v1/embeddings"] {
+        for _ in 0..5 {
+            assert_eq!(client::post_once(proxy.address, path, r#"{"prompt":"x"}"#).await.status, 404, "{path}");
+        }
+    }
+    assert_eq!(nodes.iter().map(Scripted::untaken).sum::<usize>(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i6_an_answer_that_breaks_off_where_no_words_exist_does_not_end_cleanly() {
+    let node = Scripted::start(&["m:latest"], |_| {
+        let mut bytes = chunked_head("application/json");
+        bytes.extend(chunk(br#"{"half":"#));
+        scripted::Act::Bytes(bytes, After::Close)
+    });
+    let proxy = Proxy::start(&[node.url()], "").await;
+    proxy.until_listed("m:latest").await;
+    for path in ["/api/future", "/v1/chat/completions"] {
+        let body = r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}"#;
+        let answer = client::post_once(proxy.address, path, body).await;
+        assert!(!answer.whole, "{path}: {}", answer.text());
+    }
+}
+
 /// A 503 of ours: `Retry-After`, type and shape of the dialect.
 pub(crate) fn assert_busy_shape(path: &str, answer: &Answer) {
     let seconds: u32 = answer.header("retry-after").expect("Retry-After").parse().unwrap();

@@ -1,5 +1,7 @@
 //! Nodes that serve, but badly: named in log, metric and status, and asked last where the configuration says so.
 
+use std::time::Duration;
+
 use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 
 use crate::support::client::{self, Client, post};
@@ -140,4 +142,24 @@ async fn a_silent_node_is_named() {
     let metrics = client::get(proxy.address, "/metrics").await.text();
     assert!(metrics.contains(&format!(r#"herdgate_node_sick{{node="{}",kind="silent"}} 1"#, node.url())), "{metrics}");
     clients.into_iter().for_each(Client::reset);
+}
+
+/// The first one's request loads it; the others hold slots of a copy that is not there yet, and owe them no byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_not_silent_while_it_loads_for_several() {
+    let model = ModelSpec::chat("m").load_time(Duration::from_secs(2));
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![model]).slots(4)]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "timeouts: { suspect_after: 300ms }").await;
+    proxy.until_listed("m:latest").await;
+    let body = r#"{"model":"m","prompt":"x","options":{"num_predict":2}}"#;
+    let asked: Vec<_> = (0..3).map(|_| tokio::spawn(client::post_once(proxy.address, "/api/generate", body))).collect();
+    eventually("all are on it", || async { proxy.in_flight() == 3 }).await;
+    while proxy.loaded("m") == 0 {
+        let node = proxy.shared().fleet.load().nodes[0].clone();
+        assert!(!node.suspect && node.word.is_open(), "it loads, and nothing is wrong with it");
+        tokio::task::yield_now().await;
+    }
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
 }

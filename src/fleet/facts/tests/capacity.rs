@@ -160,7 +160,7 @@ fn who_waits_for_a_name_that_is_deleted_everywhere_is_refused() {
     let mut waiting = Waiting::join(&old.queue, Wants::ANY).unwrap();
     assert!(poll(&mut waiting).is_pending());
     herd.scripts[0].models.clear();
-    herd.facts.report(Report::Administered(NodeId(0)), herd.now);
+    herd.facts.report(Report::Lacks(NodeId(0)), herd.now);
     herd.run(10);
     assert!(matches!(poll(&mut waiting), Poll::Ready(Grant::Refused)));
     drop(waiting);

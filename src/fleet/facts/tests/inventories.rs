@@ -147,7 +147,7 @@ fn a_renamed_model_keeps_its_weights_and_its_slots() {
     cell.mark_loaded(herd.now.ms);
     assert!(cell.try_take_warm());
     herd.scripts[0].models[0].0 = "new:latest".to_owned();
-    herd.facts.report(Report::Administered(NodeId(0)), herd.now);
+    herd.facts.report(Report::Lacks(NodeId(0)), herd.now);
     herd.run(1_000);
     assert!(!herd.last().models.contains_key("old:latest"));
     assert!(Arc::ptr_eq(&herd.cell("new:latest", 0), &cell));
@@ -213,7 +213,7 @@ fn rapid_changes_leave_each_snapshot_consistent() {
         script.mood = [Mood::Answers, Mood::Answers, Mood::Answers, Mood::OnlyProbes, Mood::Refuses, Mood::Hangs]
             [roll(6) as usize];
         let id = NodeId(u32::try_from(node).unwrap());
-        herd.facts.report(Report::Administered(id), herd.now);
+        herd.facts.report(Report::Lacks(id), herd.now);
         herd.facts.report(if roll(2) == 0 { Report::Residency(id) } else { Report::Reached(id) }, herd.now);
         herd.run(u64::from(roll(1_000)));
     }

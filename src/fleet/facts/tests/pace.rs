@@ -221,7 +221,7 @@ fn administration_and_unloads_are_looked_at_at_once() {
     herd.run(10_000);
     herd.scripts.iter_mut().for_each(|script| script.asked.clear());
     let ms = herd.now.ms;
-    herd.facts.report(Report::Administered(NodeId(0)), herd.now);
+    herd.facts.report(Report::Lacks(NodeId(0)), herd.now);
     herd.facts.report(Report::Residency(NodeId(1)), herd.now);
     herd.run(250);
     assert_eq!(herd.scripts[0].times("/api/tags"), [ms]);

@@ -77,7 +77,7 @@ fn rounds_that_changed_nothing_publish_and_merge_nothing() {
 fn a_node_that_gets_a_model_leaves_the_others_alone() {
     let mut herd = fleet();
     herd.scripts[7].models.push(("new:latest".to_owned(), "d0".to_owned()));
-    herd.facts.report(Report::Administered(NodeId(7)), herd.now);
+    herd.facts.report(Report::Lacks(NodeId(7)), herd.now);
     let merges = herd.facts.merges;
     let (before, after) = next(&mut herd);
     assert_eq!(shared_nodes(&before, &after), NODES, "an inventory is not part of a node's view");
@@ -89,7 +89,7 @@ fn a_node_that_gets_a_model_leaves_the_others_alone() {
 fn a_node_that_goes_down_shares_the_others_views_and_their_models() {
     let mut herd = fleet();
     herd.scripts[3].models = vec![("own:latest".to_owned(), "d0".to_owned())];
-    herd.facts.report(Report::Administered(NodeId(3)), herd.now);
+    herd.facts.report(Report::Lacks(NodeId(3)), herd.now);
     herd.run(10_000);
     let merges = herd.facts.merges;
     herd.facts.report(Report::Refused(NodeId(3)), herd.now);

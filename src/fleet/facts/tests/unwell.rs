@@ -44,9 +44,20 @@ fn what_was_deleted_through_us_is_gone() {
     let mut herd = Herd::new(vec![Script { models: three(), ..Script::ollama(&[]) }]);
     herd.run(10_000);
     herd.scripts[0].models.clear();
-    herd.facts.report(Report::Administered(NodeId(0)), herd.now);
+    let (settled, _told) = tokio::sync::oneshot::channel();
+    herd.facts.report(Report::Changed { nodes: vec![NodeId(0)], settled }, herd.now);
     herd.run(10_000);
     assert!(herd.last().models.is_empty() && shrunk(&herd).is_none());
+}
+
+#[test]
+fn a_client_that_finds_a_model_gone_does_not_make_the_rest_forgotten() {
+    let mut herd = Herd::new(vec![Script { models: three(), ..Script::ollama(&[]) }]);
+    herd.run(10_000);
+    herd.scripts[0].models.clear();
+    herd.facts.report(Report::Lacks(NodeId(0)), herd.now);
+    herd.run(10_000);
+    assert_eq!((shrunk(&herd), herd.last().models.len()), (Some((3, 0)), 3), "503, not 404");
 }
 
 #[test]
