@@ -112,11 +112,12 @@ pub fn method_not_allowed(allow: &'static str) -> Response<OutBody> {
     response
 }
 
-/// A redirect as Go words it: HTML for a GET, its type alone for a HEAD, nothing otherwise.
+/// A redirect to a decoded path as Go words it: HTML for a GET, its type alone for a HEAD, nothing otherwise.
 #[must_use]
 pub fn redirect(method: &Method, status: u16, path: &str, query: Option<&str>) -> Response<OutBody> {
     const HTML: &str = "text/html; charset=utf-8";
-    let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let path = escaped_path(path);
+    let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT);
     let mut response = if *method == Method::GET {
         let escaped = target.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
@@ -131,6 +132,19 @@ pub fn redirect(method: &Method, status: u16, path: &str, query: Option<&str>) -
         response.headers_mut().insert(LOCATION, location);
     }
     response
+}
+
+/// A decoded path as it stands in a URL. Source: Go, net/url, `EscapedPath`.
+fn escaped_path(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
 }
 
 /// Marks the answer as the connection's last.
@@ -151,4 +165,24 @@ pub fn without_body(mut response: Response<OutBody>) -> Response<OutBody> {
     }
     *response.body_mut() = OutBody::empty();
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_nowhere_else() {
+        for (path, location) in [
+            ("/api/tags", "/api/tags"),
+            ("/api/blobs/sha256:a@b", "/api/blobs/sha256:a@b"),
+            ("/\\evil.example/x", "/%5Cevil.example/x"),
+            ("/a?b#c d\u{e9}\r\n", "/a%3Fb%23c%20d%C3%A9%0D%0A"),
+        ] {
+            let response = redirect(&Method::GET, 301, path, None);
+            assert_eq!(response.headers().get(LOCATION).map(HeaderValue::as_bytes), Some(location.as_bytes()));
+        }
+        let response = redirect(&Method::POST, 307, "/a b", Some("c=d"));
+        assert_eq!(response.headers().get(LOCATION).map(HeaderValue::as_bytes), Some(&b"/a%20b?c=d"[..]));
+    }
 }
