@@ -37,10 +37,7 @@ impl Lines {
     /// Appends a line of a head that was parsed: name and value are known to be clean.
     pub(crate) fn push_parsed(&mut self, name: &[u8], value: &[u8]) {
         self.bytes.reserve(name.len() + value.len() + 4);
-        self.bytes.extend_from_slice(name);
-        self.bytes.extend_from_slice(b": ");
-        self.bytes.extend_from_slice(value);
-        self.bytes.extend_from_slice(b"\r\n");
+        push_line(&mut self.bytes, name, value);
     }
 
     /// Name and value of each line.
@@ -79,6 +76,15 @@ impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", String::from_utf8_lossy(&self.bytes))
     }
+}
+
+/// Appends a header line whose name and value are known to be clean.
+#[inline]
+pub(crate) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends text without the bytes that would end its line.

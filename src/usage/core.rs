@@ -4,6 +4,7 @@
 //! from the clock it was given, and hands jobs to a [`Desk`](super::writer::Desk) that the caller may serve, delay or
 //! stall; `jobs` chooses which. Must never wait for the store: events are folded in memory however long a commit takes.
 
+mod end;
 mod jobs;
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use self::end::Ending;
 use super::answers::{Health, StoreState, TokenCount};
 use super::fold::{Fold, ROWS_MAX};
 use super::imported::{Import, Imported};
@@ -26,8 +28,6 @@ use crate::sync::{Arc, AtomicBool, Ordering};
 const RETRY_MS: Millis = 1_000;
 /// Who asked is told that the ledger is busy after this long: a commit hangs on a stalled disk.
 const PATIENCE_MS: Millis = 5_000;
-/// Attempts to write the last rows at shutdown; 100 ms apart.
-const LAST_ATTEMPTS: u32 = 5;
 /// The first time after the start.
 const POLICY_FIRST_MS: Millis = 60_000;
 /// Sleep while somebody waits for the store thread.
@@ -144,17 +144,6 @@ struct FoldRun {
     /// The groups, once counted, and the cut, once begun.
     begun: Option<(u64, UnixMinute)>,
     reply: Option<Reply<u64>>,
-}
-
-/// The end, in progress.
-#[derive(Debug)]
-struct Ending {
-    reply: Option<Reply<()>>,
-    since: Millis,
-    attempts: u32,
-    /// The sync came back, and nothing was written since.
-    synced: bool,
-    last_error: Option<LedgerError>,
 }
 
 /// The ledger thread's state.
@@ -436,45 +425,6 @@ impl Core {
         if let Some(reply) = self.importing.take() {
             let _ = reply.send(result);
         }
-    }
-
-    fn begin_end(&mut self, reply: Option<Reply<()>>, now: Millis) {
-        let ending =
-            self.ending.get_or_insert(Ending { reply: None, since: now, attempts: 0, synced: false, last_error: None });
-        if let Some(reply) = reply
-            && let Some(earlier) = ending.reply.replace(reply)
-        {
-            let _ = earlier.send(Err(LedgerError::Closed));
-        }
-    }
-
-    /// Drives the end; true when it is reached.
-    fn end(&mut self, now: Millis) -> bool {
-        let Some(ending) = &mut self.ending else { return false };
-        let stalled = now.saturating_sub(ending.since) > PATIENCE_MS;
-        let unwritten = self.busy || self.fold.is_dirty();
-        if !stalled && ending.attempts < LAST_ATTEMPTS {
-            if unwritten {
-                ending.synced = false;
-                return false;
-            }
-            if !ending.synced {
-                self.busy = self.links.jobs.try_send(Job::Sync).is_ok();
-                return false;
-            }
-        }
-        let answer = match ending.last_error.take() {
-            Some(error) => Err(error),
-            None if unwritten => Err(LedgerError::Busy),
-            None => Ok(()),
-        };
-        if let Err(error) = &answer {
-            tracing::error!(%error, rows = self.fold.sizes().1, "the ledger ends with rows that are not in the store");
-        }
-        if let Some(reply) = ending.reply.take() {
-            let _ = reply.send(answer);
-        }
-        true
     }
 
     /// Shows the state to readers, if it changed.

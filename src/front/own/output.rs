@@ -5,7 +5,7 @@
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::http1::{Lines, is_name, push_decimal};
+use crate::http1::{Lines, is_name, push_decimal, push_line};
 use crate::proxy::headers;
 use crate::proxy::upstream::Payload;
 
@@ -54,7 +54,7 @@ pub(super) fn head(
     if let Some(lines) = head.node {
         for (name, value) in headers::to_client(lines) {
             dated |= is_name(name, "date");
-            line(out, name, value);
+            push_line(out, name, value);
         }
     }
     for (name, value) in head.ours {
@@ -96,13 +96,6 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 
