@@ -90,7 +90,7 @@ pub struct Snapshot {
     pub models: Arc<Models>,
     /// The first poll round is done (or 2 s have passed): clients are served.
     pub ready: bool,
-    /// Some configured node has never been reached and the process is younger than 60 s: unknown names are 503.
+    /// Some configured node has never told what it has and is configured for less than 60 s: unknown names are 503.
     pub incomplete: bool,
     /// More than half of the nodes failed at once: routing keeps to the last known good ones.
     pub panicking: bool,
@@ -176,6 +176,8 @@ pub struct NodeView {
     pub removed: bool,
     /// Its name as a line of an answer's head, see [`name_line`].
     pub name_line: Arc<[u8]>,
+    /// How often it was seen to have names that it did not have before.
+    pub gained: u64,
 }
 
 impl NodeView {
@@ -208,6 +210,7 @@ impl NodeView {
             times: OwnTimes::default(),
             draining: false,
             removed: false,
+            gained: 0,
             name_line: name_line(name),
         }
     }

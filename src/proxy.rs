@@ -11,6 +11,7 @@ pub mod behind;
 pub mod body;
 pub mod buffers;
 mod decided;
+mod denied;
 mod dial;
 pub mod explain;
 mod failure;
@@ -46,6 +47,7 @@ use crate::dialect::{self, Route, name, texts};
 use crate::error::ProxyError;
 use crate::evidence::Why;
 use crate::fleet::NodeView;
+use crate::fleet::report::Sought;
 use crate::ids::{KeyId, NodeId};
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::{Asked, Inbound};
@@ -123,9 +125,11 @@ async fn plan(client: &Client, asked: &Asked) -> Result<Plan, ProxyError> {
         Drawn::Plan(plan) => return nobody_to_ask(client, asked, plan),
         Drawn::Unknown(key) => key,
     };
-    client.local.reports.miss(key.as_str()).await;
+    let sought = client.local.reports.miss(key.as_str()).await;
     client.local.with_snapshot(|snapshot| match plan::draw(snapshot, asked)? {
         Drawn::Plan(plan) => Ok(plan),
+        // A control thread that is late has looked for nothing.
+        Drawn::Unknown(_) if sought == Sought::Unsure => Err(plan::nobody_knows(asked.model_name())),
         Drawn::Unknown(_) => plan::unknown(snapshot, asked.model_name()),
     })
 }

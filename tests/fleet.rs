@@ -12,7 +12,7 @@ use herdgate::clock::Clock;
 use herdgate::config::{Config, NodeConfig, NodeKind};
 use herdgate::fleet::facts::Parts;
 use herdgate::fleet::poll::Poller;
-use herdgate::fleet::report::{Reports, channel};
+use herdgate::fleet::report::{Reports, Sought, channel};
 use herdgate::fleet::{Fleet, Snapshot};
 use herdgate::ids::NodeId;
 use herdgate::sim::{Fault, Harm, ModelSpec, Node, NodeSpec};
@@ -179,9 +179,9 @@ fn a_miss_asks_the_nodes_again() {
         polled.until(|snapshot| snapshot.ready).await;
         let reports = polled.reports.clone();
         second.add_model(ModelSpec::chat("pulled"));
-        assert!(polled.during(reports.miss("pulled:latest")).await, "pulled behind our back");
+        assert_eq!(polled.during(reports.miss("pulled:latest")).await, Sought::Found, "pulled behind our back");
         assert!(polled.fleet.load().models.contains_key("pulled:latest"));
-        assert!(!polled.during(reports.miss("nope:latest")).await);
+        assert_eq!(polled.during(reports.miss("nope:latest")).await, Sought::Missing);
         assert!(polled.names.find("nope:latest").is_none(), "what nobody has gets no id");
     });
 }

@@ -91,14 +91,14 @@ impl Facts {
             std::mem::take(&mut self.told).into_iter().for_each(Told::tell);
         }
         let last = &self.last;
-        self.misses.settle(now.ms, |key| is_known(last, key));
+        // While a generation rests, what nodes have told since is in no Snapshot.
+        self.misses.settle(now.ms, !self.dirty.models, |key| is_known(last, key));
         std::mem::take(&mut self.opened)
     }
 
-    /// Some configured node was never reached, and has not been configured for long.
+    /// Some configured node never told what it has, and has not been configured for long.
     pub(super) fn is_incomplete(&self, now: Now) -> bool {
-        let awaited =
-            |node: &Node| !node.removed && !node.health.reached && now.ms.saturating_sub(node.born) < INCOMPLETE_MS;
+        let awaited = |node: &Node| !node.removed && !node.told && now.ms.saturating_sub(node.born) < INCOMPLETE_MS;
         self.nodes.iter().any(awaited)
     }
 
@@ -161,6 +161,7 @@ impl Facts {
             draining: node.draining,
             removed: node.removed,
             name_line: name_line(&node.name),
+            gained: node.gained,
         })
     }
 
@@ -304,6 +305,7 @@ fn shows(view: &NodeView, node: &Node) -> bool {
         && Arc::ptr_eq(&view.sick, &node.sick)
         && view.shrunk == node.shrunk
         && view.version == node.version
+        && view.gained == node.gained
         && Arc::ptr_eq(&view.ps, &node.ps)
 }
 

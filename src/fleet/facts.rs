@@ -8,6 +8,8 @@ mod trust;
 
 use std::collections::BTreeSet;
 
+use tokio::sync::oneshot;
+
 use crate::clock::{Millis, millis};
 use crate::config::{Config, NodeConfig};
 use crate::fleet::build::Routes;
@@ -18,7 +20,7 @@ use crate::fleet::misses::Misses;
 use crate::fleet::node::{Blobs, Change, Node, Now, Question};
 use crate::fleet::progress::suspicion;
 use crate::fleet::reconfigure::Told;
-use crate::fleet::report::Report;
+use crate::fleet::report::{Report, Sought};
 use crate::fleet::settle::Settling;
 use crate::fleet::shelf::Shelf;
 use crate::fleet::sick::LOOK_MS;
@@ -70,6 +72,8 @@ pub struct Job {
     pub asked_at: Millis,
     /// [`Node::incarnation`] then.
     pub incarnation: u32,
+    /// [`Facts`]' count of reports then: what was reported before it is answered by it.
+    pub serial: u64,
 }
 
 /// What has changed since the last Snapshot.
@@ -135,6 +139,8 @@ pub struct Facts {
     /// How fast nodes generate, as last told.
     pub(super) speeds: Arc<Vec<Speed>>,
     next_look: Millis,
+    /// Reports taken, so that it is known which questions were asked after which.
+    serial: u64,
     random: u64,
 }
 
@@ -194,6 +200,7 @@ impl Facts {
             next_tick: now.ms + TICK_MS,
             speeds: Arc::default(),
             next_look: now.ms + LOOK_MS,
+            serial: 0,
             random: parts.seed | 1,
         }
     }
@@ -236,7 +243,8 @@ impl Facts {
         for (node, due) in self.nodes.iter_mut().zip(&mut self.dues).filter(|(_, due)| **due <= now.ms) {
             for question in node.due(now.ms, rules, &mut self.blobs, || jitter(random)) {
                 let ask = node.ask(&question, rules);
-                jobs.push(Job { node: node.id, question, ask, asked_at: now.ms, incarnation: node.incarnation });
+                let (asked_at, serial) = (now.ms, self.serial);
+                jobs.push(Job { node: node.id, question, ask, asked_at, incarnation: node.incarnation, serial });
             }
             *due = node.next_due();
             if node.take_adopted() {
@@ -269,7 +277,8 @@ impl Facts {
         }
         self.reschedule(job.node);
         if change.inventory_asked {
-            self.settling.answered(job.node, job.asked_at);
+            self.misses.answered(job.node, job.serial);
+            self.settling.answered(job.node, job.serial);
             // A Snapshot that is otherwise in no hurry holds up whoever waits for it.
             self.dirty.now |= self.settling.is_due();
         }
@@ -281,33 +290,24 @@ impl Facts {
 
     /// A worker reports.
     pub fn report(&mut self, report: Report, now: Now) {
+        self.serial += 1;
         match report {
             Report::Reconfigure(wanted) => self.reconfigure(*wanted, now),
             Report::Drain { node, on, done } => self.drain(node, on, done),
             Report::Refused(node) => self.health(node, Event::Refused, now),
             Report::Reached(node) => self.health(node, Event::Reached, now),
             Report::Lacks(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
-            Report::Changed { nodes, settled } => {
-                let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
-                let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();
-                self.settling.ask(nodes.iter().copied(), settled, now.ms);
-                for node in nodes {
-                    self.each(node, |node| {
-                        node.note_change(now.ms);
-                        node.refresh_inventory(now.ms);
-                    });
-                }
-                self.dirty.now |= self.settling.is_due();
-            }
+            Report::Confirm { nodes, settled } => self.settle(nodes, settled, now, |_| {}),
+            Report::Changed { nodes, settled } => self.settle(nodes, settled, now, |node| node.note_change(now.ms)),
             Report::Residency(node) => self.each(node, |node| node.refresh_residency(now.ms)),
             Report::Miss { key, reply } => {
                 if is_known(&self.last, &key) {
                     // The worker's Snapshot is older than ours. One that has left wants no answer.
-                    let _ = reply.send(true);
+                    let _ = reply.send(Sought::Found);
                     return;
                 }
                 let up = self.nodes.iter().filter(|node| node.health.is_up()).map(|node| node.id);
-                if self.misses.ask(key, reply, now.ms, up) {
+                if self.misses.ask(key, reply, (now.ms, self.serial), up) {
                     self.each(NodeId::NONE, |node| {
                         if node.health.is_up() {
                             node.refresh_inventory(now.ms);
@@ -316,6 +316,20 @@ impl Facts {
                 }
             }
         }
+    }
+
+    /// Somebody waits until a Snapshot shows what these nodes say from here on.
+    fn settle(&mut self, nodes: Vec<NodeId>, settled: oneshot::Sender<()>, now: Now, note: impl Fn(&mut Node)) {
+        let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
+        let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();
+        self.settling.ask(nodes.iter().copied(), settled, self.serial);
+        for node in nodes {
+            self.each(node, |node| {
+                note(node);
+                node.refresh_inventory(now.ms);
+            });
+        }
+        self.dirty.now |= self.settling.is_due();
     }
 
     /// What follows from time alone; cheap to call at any time, works once a second.
@@ -387,9 +401,6 @@ impl Facts {
         self.dirty.soon |= change.listing || change.ps || change.weights;
         self.dirty.listing |= change.listing;
         self.dirty.ps |= change.ps;
-        if change.inventory_asked {
-            self.misses.answered(id);
-        }
         if change.health.changed {
             self.dirty.models = true;
             self.dirty.listing = true;
@@ -406,7 +417,7 @@ impl Facts {
             }
             if !node.health.is_up() {
                 self.memorable = true;
-                self.misses.answered(id);
+                self.misses.answered(id, u64::MAX);
                 self.settling.lost(id);
             }
             self.panic(now);

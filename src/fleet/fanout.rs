@@ -39,7 +39,8 @@ use crate::fleet::fanout::ask::{Asked, Read, Verb};
 use crate::fleet::fanout::keeper::Keeper;
 use crate::fleet::fanout::tally::{Ended, Kind, Tally};
 use crate::fleet::fanout::targets::{Goals, NoGoal};
-use crate::fleet::report::Reports;
+use crate::fleet::report::{Reports, Sought};
+use crate::ids::RequestId;
 use crate::sync::{Arc, spawn_local};
 
 /// Orders under way at once, and waiting to be taken: administration is rare, what is beyond this is a mistake.
@@ -100,9 +101,20 @@ pub enum Piece {
     End,
 }
 
+/// Who asked: what was done to a fleet's models must be found again under somebody's name.
+#[derive(Clone, Debug)]
+pub struct By {
+    /// The router key's name.
+    pub key: Box<str>,
+    /// The request, as answers and access lines name it.
+    pub request: RequestId,
+}
+
 /// One thing a client asks.
 #[derive(Debug)]
 pub struct Order {
+    /// Who asks.
+    pub by: By,
     /// What.
     pub call: Call,
     /// The value of `x-herdgate-nodes`.
@@ -281,10 +293,16 @@ impl Desk {
 
     /// Carries an order out and counts what came of it.
     async fn counted(self: &Rc<Self>, order: Order) {
-        let under_way = order.call.kind().map(|kind| self.tally.begin(kind));
+        let Some(kind) = order.call.kind() else {
+            self.take(order).await;
+            return;
+        };
+        let (under_way, by) = (self.tally.begin(kind), order.by.clone());
         let ended = self.take(order).await;
-        if let Some(under_way) = under_way {
-            under_way.ended(ended);
+        under_way.ended(ended);
+        if kind != Kind::BlobHead {
+            let (operation, result) = (kind.label(), ended.label());
+            tracing::info!(operation, result, key = %by.key, request_id = %by.request, "administration");
         }
     }
 
@@ -319,11 +337,16 @@ impl Desk {
 
     /// The nodes of an operation; a model that no inventory has is looked for once more.
     async fn goals(&self, asked: &Asked, header: Option<&str>) -> Result<Goals, NoGoal> {
-        let chosen = targets::choose(&self.snapshot.load_full(), &self.config.now(), asked, header);
-        if matches!(chosen, Err(NoGoal::NoModel | NoGoal::Unsure)) && self.reports.miss(&asked.key).await {
-            return targets::choose(&self.snapshot.load_full(), &self.config.now(), asked, header);
+        let choose = || targets::choose(&self.snapshot.load_full(), &self.config.now(), asked, header);
+        let chosen = choose();
+        if !matches!(chosen, Err(NoGoal::NoModel | NoGoal::Unsure)) {
+            return chosen;
         }
-        chosen
+        let sought = self.reports.miss(&asked.key).await;
+        match choose() {
+            Err(NoGoal::NoModel) if sought == Sought::Unsure => Err(NoGoal::Unsure),
+            chosen => chosen,
+        }
     }
 
     async fn cancel(&self, id: u64) -> Reply {

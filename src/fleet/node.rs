@@ -181,6 +181,10 @@ pub struct Node {
     pub weights: HashMap<Arc<str>, Weights>,
     /// UTC millisecond at which it was up last, perhaps under an earlier process.
     pub seen_unix_ms: Option<u64>,
+    /// Its inventory was told since it is configured.
+    pub told: bool,
+    /// How often it was told to have names that it did not have before.
+    pub gained: u64,
     /// Its first round of questions has ended, well or not.
     pub round_done: bool,
     /// The next inventory is the first since it came back: what it lacks was lost, not deleted.
@@ -237,6 +241,8 @@ impl Node {
             total_slots: None,
             weights: HashMap::new(),
             seen_unix_ms: None,
+            told: false,
+            gained: 0,
             round_done: false,
             returned: false,
             instance,
@@ -272,6 +278,7 @@ impl Node {
         self.ps = Arc::default();
         self.weights.clear();
         self.seen_unix_ms = None;
+        self.told = false;
         self.round_done = true;
         self.total_slots = None;
         self.sick = Arc::default();

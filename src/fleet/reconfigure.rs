@@ -183,7 +183,7 @@ impl Facts {
     fn empty(&mut self, at: usize) {
         let node = &self.nodes[at];
         node.word.set_up(false);
-        self.misses.answered(node.id);
+        self.misses.answered(node.id, u64::MAX);
         self.settling.lost(node.id);
         self.cells.forget(node.id);
         self.opened.retain(|cell| cell.node != node.id);

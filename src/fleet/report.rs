@@ -1,6 +1,6 @@
 //! What workers (and the fleet's administration) tell the poller: rare events on a bounded channel, never one per request.
 //!
-//! A full channel drops the report: the next probe finds the same out, and a miss is answered as "still unknown".
+//! A full channel drops the report: the next probe finds the same out, and a miss is answered as "nobody looked".
 
 use std::time::Duration;
 
@@ -12,11 +12,22 @@ use crate::sync::Arc;
 /// Reports under way at most. A burst of this size means the control thread is late by far more than a round.
 const REPORTS_MAX: usize = 1_024;
 
-/// How long a request with an unknown name waits for the refresh it asked for.
+/// How long a request with an unknown name, or one that a node denied, waits for the inventories it asked for.
 pub const MISS_WAIT: Duration = Duration::from_secs(1);
 
 /// How long an operation on models waits until the Snapshot shows its effect.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(2);
+
+/// What came of looking for a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sought {
+    /// A later Snapshot has it.
+    Found,
+    /// No node that is up has it, as they said just now or a moment ago.
+    Missing,
+    /// Nobody has looked, or what was seen cannot be told yet: no ground for a 404.
+    Unsure,
+}
 
 /// One event that a worker has seen, or one order of the operator's.
 #[derive(Debug)]
@@ -40,11 +51,18 @@ pub enum Report {
     Miss {
         /// The name, as [`crate::dialect::name::key`] gives it.
         key: Box<str>,
-        /// Told whether a later Snapshot has it.
-        reply: tokio::sync::oneshot::Sender<bool>,
+        /// Told what came of it.
+        reply: tokio::sync::oneshot::Sender<Sought>,
     },
     /// It does not have a model that its inventory lists: to be asked for anew. Nothing was ordered through us.
     Lacks(NodeId),
+    /// The same of several, for a request that has nobody else to ask.
+    Confirm {
+        /// Who.
+        nodes: Vec<NodeId>,
+        /// Told once a Snapshot shows what each of them said after this.
+        settled: tokio::sync::oneshot::Sender<()>,
+    },
     /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
     Residency(NodeId),
     /// Models were changed on these nodes: their inventories are asked for anew.
@@ -85,6 +103,15 @@ impl Reports {
         self.send(Report::Lacks(node));
     }
 
+    /// Asks these nodes for their inventories and waits until a Snapshot shows them, at most [`MISS_WAIT`].
+    ///
+    /// False: it took too long. Cancel safe.
+    pub async fn confirm(&self, nodes: Vec<NodeId>) -> bool {
+        let (settled, done) = tokio::sync::oneshot::channel();
+        self.send(Report::Confirm { nodes, settled })
+            && matches!(tokio::time::timeout(MISS_WAIT, done).await, Ok(Ok(())))
+    }
+
     /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
     pub fn residency(&self, node: NodeId) {
         self.send(Report::Residency(node));
@@ -92,14 +119,16 @@ impl Reports {
 
     /// Asks the nodes that are up whether one has this name by now; waits at most [`MISS_WAIT`].
     ///
-    /// True: load the Snapshot again, it is there. False: it was not found, or was looked for a moment ago.
-    /// Cancel safe: a caller that leaves is forgotten.
-    pub async fn miss(&self, key: &str) -> bool {
+    /// Found: load the Snapshot again, it is there. Cancel safe: a caller that leaves is forgotten.
+    pub async fn miss(&self, key: &str) -> Sought {
         let (reply, answer) = tokio::sync::oneshot::channel();
         if !self.send(Report::Miss { key: key.into(), reply }) {
-            return false;
+            return Sought::Unsure;
         }
-        matches!(tokio::time::timeout(MISS_WAIT, answer).await, Ok(Ok(true)))
+        match tokio::time::timeout(MISS_WAIT, answer).await {
+            Ok(Ok(sought)) => sought,
+            Ok(Err(_)) | Err(_) => Sought::Unsure,
+        }
     }
 
     /// Models were changed on these nodes: asks for their inventories and waits until a Snapshot shows them, at most
@@ -139,7 +168,7 @@ mod tests {
     async fn a_miss_that_nobody_answers_ends_after_a_second() {
         let (reports, receiver) = channel();
         let began = tokio::time::Instant::now();
-        assert!(!reports.miss("nope:latest").await);
+        assert_eq!(reports.miss("nope:latest").await, Sought::Unsure, "nobody looked");
         assert_eq!(began.elapsed(), MISS_WAIT);
         assert!(matches!(receiver.try_recv(), Ok(Report::Miss { key, .. }) if &*key == "nope:latest"));
     }
@@ -151,7 +180,8 @@ mod tests {
             reports.refused(NodeId(0));
         }
         let began = tokio::time::Instant::now();
-        assert!(!reports.miss("m:latest").await);
+        assert_eq!(reports.miss("m:latest").await, Sought::Unsure);
+        assert!(!reports.confirm(vec![NodeId(0)]).await);
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(receiver.drain().count(), REPORTS_MAX);
     }

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use tokio::sync::oneshot;
 
-use crate::clock::Millis;
 use crate::ids::NodeId;
 
 /// Operations that wait at once; a further one is told at once.
@@ -21,7 +20,8 @@ pub struct Settling {
 
 #[derive(Debug)]
 struct Wait {
-    since: Millis,
+    /// When it was asked, in the order of what happens: two things of one millisecond have one too.
+    since: u64,
     /// Nodes whose inventory has not been told since.
     nodes: HashSet<NodeId>,
     settled: oneshot::Sender<()>,
@@ -29,15 +29,15 @@ struct Wait {
 
 impl Settling {
     /// An operation on these nodes ended now.
-    pub fn ask(&mut self, nodes: impl Iterator<Item = NodeId>, settled: oneshot::Sender<()>, now: Millis) {
+    pub fn ask(&mut self, nodes: impl Iterator<Item = NodeId>, settled: oneshot::Sender<()>, now: u64) {
         self.waits.retain(|wait| !wait.settled.is_closed());
         if self.waits.len() < WAITS_MAX {
             self.waits.push(Wait { since: now, nodes: nodes.collect(), settled });
         }
     }
 
-    /// A node's inventory, asked for at this time, came or could not be had.
-    pub fn answered(&mut self, node: NodeId, asked_at: Millis) {
+    /// A node's inventory, asked for as this in that order, came or could not be had.
+    pub fn answered(&mut self, node: NodeId, asked_at: u64) {
         for wait in self.waits.iter_mut().filter(|wait| wait.since <= asked_at) {
             wait.nodes.remove(&node);
         }
@@ -45,7 +45,7 @@ impl Settling {
 
     /// A node went down: nothing more is heard of it for now.
     pub fn lost(&mut self, node: NodeId) {
-        self.answered(node, Millis::MAX);
+        self.answered(node, u64::MAX);
     }
 
     /// Something waits for nothing but a Snapshot.
@@ -69,7 +69,7 @@ impl Settling {
 mod tests {
     use super::*;
 
-    fn ask(settling: &mut Settling, nodes: &[u32], now: Millis) -> oneshot::Receiver<()> {
+    fn ask(settling: &mut Settling, nodes: &[u32], now: u64) -> oneshot::Receiver<()> {
         let (settled, done) = oneshot::channel();
         settling.ask(nodes.iter().copied().map(NodeId), settled, now);
         done

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::dialect::{self, Family};
 use crate::error::ProxyError;
 use crate::fleet::fanout::ask::Verb;
-use crate::fleet::fanout::{self, Call, Order, PIECES_MAX, Piece, Placed, Reply};
+use crate::fleet::fanout::{self, By, Call, Order, PIECES_MAX, Piece, Placed, Reply};
 use crate::front::checks::Asking;
 use crate::front::routes;
 use crate::ids::KeyId;
@@ -46,7 +46,8 @@ pub(super) async fn answer(
     let path = routes::decoded(asking.path);
     let nodes = known.nodes.map(|value| String::from_utf8_lossy(value).into());
     let (waiting, placed) = fanout::waiting();
-    let order = |call, body| Order { call, nodes, body, client: waiting };
+    let by = By { key: shared.names.key_name(key).into(), request: client.request_id.get() };
+    let order = |call, body| Order { by, call, nodes, body, client: waiting };
     if let Some(digest) = path.strip_prefix("/api/blobs/") {
         if asking.is_head() {
             return place(client, order(Call::BlobHead(digest.into()), Bytes::new()), placed).await;

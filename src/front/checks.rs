@@ -183,6 +183,7 @@ fn malformed(asking: &Asking<'_>) -> Option<Response<OutBody>> {
     let bad = |text: &'static str| {
         let mut response = answer::whole(StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", text);
         answer::close(&mut response);
+        response.extensions_mut().insert(answer::Undated);
         Some(response)
     };
     if asking.needs_host && asking.known.hosts == 0 {

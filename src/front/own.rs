@@ -26,7 +26,7 @@ use self::output::Framing;
 use crate::front::checks::{self, Admitted, Asking, Door, HeadLines, Work};
 use crate::front::perform;
 use crate::http1::{BodyFraming, InboundHead, Lines, Refused, line_room, parse_request};
-use crate::proxy::answer::{BodyError, OutBody};
+use crate::proxy::answer::{BodyError, OutBody, Undated};
 use crate::proxy::behind::Behind;
 use crate::proxy::headers::{self, Known};
 use crate::proxy::local::Client;
@@ -243,7 +243,8 @@ impl Connection {
             OutBody::Stream(body) => Some(body.lines()),
             _ => None,
         };
-        let head = output::Head { status: response.status(), ours: response.headers(), node, framing, close };
+        let dated = response.extensions().get::<Undated>().is_none();
+        let head = output::Head { status: response.status(), ours: response.headers(), node, framing, close, dated };
         let date = |out: &mut Vec<u8>| local.date(|date| out.extend_from_slice(date.as_bytes()));
         output::head(&mut output, &head, |out| self.client.tell(out), date);
         if let OutBody::Stream(body) = response.body_mut() {

@@ -147,6 +147,10 @@ fn escaped_path(path: &str) -> String {
     out
 }
 
+/// What Go's own refusals lack: they are written before anything could date them.
+#[derive(Clone, Copy, Debug)]
+pub struct Undated;
+
 /// Marks the answer as the connection's last.
 pub fn close(response: &mut Response<OutBody>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -18,10 +18,12 @@ use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
 use crate::evidence::Why;
+use crate::fleet::Snapshot;
 use crate::http1::{Framing, ResponseHead};
 use crate::ids::{ModelId, NodeId};
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
+use crate::proxy::denied::{Denials, Verdict, verdict};
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::inject::Filter;
@@ -102,29 +104,48 @@ pub(super) async fn run(
     let mut seen = Seen::default();
     local.retries.borrow_mut().note_request(local.clock.now());
     loop {
-        let reserved = match reserve(client, &mut ticket, asked, plan, &seen.tried).await {
-            Ok(reserved) => reserved,
-            Err(error) => return exhausted(client, ticket, asked, plan, seen, error),
+        let error = match reserve(client, &mut ticket, asked, plan, &seen.tried).await {
+            Ok(reserved) if reserved.kind == NodeKind::OpenAi && !asked.exact_case => {
+                return Err((ticket, ProxyError::OddKeys));
+            }
+            Ok(reserved) => {
+                let (node, gained) = (reserved.node, reserved.gained);
+                let (returned, fault, buffered) = match attempt(client, ticket, asked, plan, reserved).await {
+                    Ok(response) => return Ok(response),
+                    Err(failure) => failure,
+                };
+                ticket = returned;
+                if fault == Fault::Ending {
+                    return Err((ticket, ProxyError::Draining));
+                }
+                seen.note((node, gained), fault, buffered);
+                broke += u32::from(fault == Fault::Broke);
+                if fault != Fault::Ours && seen.tried.len() < TRIES_MAX && broke < 2 && local.may_retry() {
+                    continue;
+                }
+                ProxyError::Unanswered { model: asked.model_name().to_owned() }
+            }
+            Err(error) => error,
         };
-        if reserved.kind == NodeKind::OpenAi && !asked.exact_case {
-            return Err((ticket, ProxyError::OddKeys));
+        match weigh(client, asked, plan, &seen).await {
+            Verdict::Stands => return exhausted(client, ticket, asked, seen, error),
+            Verdict::Elsewhere if !seen.again && local.may_retry() => local.with_snapshot(|now| seen.look_again(now)),
+            Verdict::Elsewhere | Verdict::Unsure => {
+                return Err((ticket, ProxyError::NodesDown { model: asked.model_name().to_owned() }));
+            }
         }
-        let node = reserved.node;
-        let (returned, fault, buffered) = match attempt(client, ticket, asked, plan, reserved).await {
-            Ok(response) => return Ok(response),
-            Err(failure) => failure,
-        };
-        ticket = returned;
-        if fault == Fault::Ending {
-            return Err((ticket, ProxyError::Draining));
+    }
+}
+
+/// What the 404 is worth that the attempts came to, if it was one.
+async fn weigh(client: &Client, asked: &Asked, plan: &Plan, seen: &Seen) -> Verdict {
+    let denied = !seen.denials.is_empty() && seen.kept.as_ref().is_some_and(Buffered::is_not_found);
+    match plan {
+        Plan::Model(key) | Plan::Details(key) if denied => {
+            // In a box: it is rare, and its state would be carried along by every request.
+            Box::pin(verdict(client, asked, key.as_str(), &seen.denials)).await
         }
-        seen.note(node, fault, buffered);
-        broke += u32::from(fault == Fault::Broke);
-        let worth_it = fault != Fault::Ours && seen.tried.len() < TRIES_MAX && broke < 2;
-        if !worth_it || !local.may_retry() {
-            let model = asked.model_name().to_owned();
-            return exhausted(client, ticket, asked, plan, seen, ProxyError::Unanswered { model });
-        }
+        _ => Verdict::Stands,
     }
 }
 
@@ -133,45 +154,45 @@ pub(super) async fn run(
 struct Seen {
     tried: Tried,
     /// Those that said that they do not have the model.
-    lacking: Tried,
+    denials: Denials,
+    /// Some node was found to have it after all.
+    again: bool,
     /// The last whole answer of a node; one that knows the model says more than one that does not.
     kept: Option<Buffered>,
 }
 
 impl Seen {
-    fn note(&mut self, node: NodeId, fault: Fault, buffered: Option<Buffered>) {
+    fn note(&mut self, (node, gained): (NodeId, u64), fault: Fault, buffered: Option<Buffered>) {
         self.tried.add(node);
         if fault == Fault::Lacks {
-            self.lacking.add(node);
+            self.denials.add(node, gained);
         }
         let says_more = fault != Fault::Lacks || self.kept.as_ref().is_none_or(Buffered::is_not_found);
         if says_more && buffered.is_some() {
             self.kept = buffered;
         }
     }
+
+    /// Those that have gained models since they denied this one are asked again, once.
+    fn look_again(&mut self, snapshot: &Snapshot) {
+        self.again = true;
+        let mut tried = Tried::default();
+        self.tried.nodes().iter().filter(|node| !self.denials.is_lifted(snapshot, **node)).for_each(|n| tried.add(*n));
+        self.tried = tried;
+        self.denials.lift(snapshot);
+    }
 }
 
 /// No node is left: the last whole answer of a node, else our own 503.
-///
-/// A node's 404 passes only if every node that might have the model has said so: clients pull on it.
 fn exhausted(
     client: &Client,
     ticket: Ticket,
     asked: &Asked,
-    plan: &Plan,
     seen: Seen,
     error: ProxyError,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
-    let others_have = || {
-        let (Plan::Model(key) | Plan::Details(key) | Plan::Unload(key)) = plan else { return false };
-        client.local.with_snapshot(|snapshot| {
-            let candidates = snapshot.models.get(key.as_str()).map(|model| model.candidates.iter());
-            candidates.is_some_and(|mut all| all.any(|one| !seen.lacking.nodes().contains(&one.node)))
-        })
-    };
     let model = asked.model_name().to_owned();
     match seen.kept {
-        Some(ref kept) if kept.is_not_found() && others_have() => Err((ticket, ProxyError::NodesDown { model })),
         Some(kept) => {
             let busy = kept.head.status == StatusCode::SERVICE_UNAVAILABLE;
             let mut response = forward_whole(ticket, asked, kept);

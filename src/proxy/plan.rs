@@ -81,7 +81,13 @@ fn known(asked: &Asked, key: Key) -> Plan {
 pub fn unknown(snapshot: &Snapshot, sent: &str) -> Result<Plan, ProxyError> {
     let remembered = snapshot.models.contains_key(Key::of(sent).as_str());
     if remembered || snapshot.incomplete || !snapshot.ready {
-        return Err(ProxyError::NodesDown { model: sent.to_owned() });
+        return Err(nobody_knows(sent));
     }
     Ok(Plan::Unknown)
+}
+
+/// A node may have it: clients must not be told to pull.
+#[must_use]
+pub fn nobody_knows(sent: &str) -> ProxyError {
+    ProxyError::NodesDown { model: sent.to_owned() }
 }

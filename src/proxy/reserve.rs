@@ -85,6 +85,8 @@ pub(super) struct Reserved {
     pub(super) pair: Arc<Pair>,
     /// Time-outs of the answer.
     pub(super) patience: Patience,
+    /// How often it had gained models, as of the decision.
+    pub(super) gained: u64,
 }
 
 enum Now {
@@ -208,7 +210,8 @@ fn reserved(
 ) -> Reserved {
     let model = model.map_or_else(OwnTimes::default, |model| model.times);
     let patience = Patience::of(&local.rules().times, view.times, model);
-    Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair, patience }
+    let gained = view.gained;
+    Reserved { node: view.id, target: view.target.clone(), kind: view.kind, permit, pair, patience, gained }
 }
 
 fn ask<'t>(local: &Local, asked: &Asked, tried: &'t Tried) -> Ask<'t> {

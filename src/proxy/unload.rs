@@ -1,7 +1,7 @@
 //! An unload frees the model everywhere: one Ollama would, so a fleet must.
 //!
 //! Goes to every node that is up and has the model loaded or loading (to one that merely has it, if there is none: its
-//! answer is harmless). Answers with the first 200; 404 only if all say so. Not cancelled when the client leaves.
+//! answer is harmless). Answers with the first 200; 404 only if no node has it. Not cancelled when the client leaves.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -13,11 +13,12 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::config::NodeKind;
 use crate::error::ProxyError;
 use crate::evidence::Why;
-use crate::fleet::Target;
+use crate::fleet::{Candidate, Model, Snapshot, Target};
 use crate::ids::NodeId;
 use crate::proxy::answer::OutBody;
 use crate::proxy::asked::Asked;
 use crate::proxy::decided;
+use crate::proxy::denied::{Denials, Verdict, verdict};
 use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::lingering::Leave;
@@ -35,6 +36,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long a node may take for it.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// Times that nodes are looked for: the inventories may be a moment old the first time.
+const ROUNDS: usize = 2;
+
 /// A node's answer.
 struct Answer {
     status: StatusCode,
@@ -42,7 +46,10 @@ struct Answer {
     body: Bytes,
 }
 
-/// Sends the unload to every node that has the model loaded.
+/// A node to ask, and how often it had gained models by then.
+type Asking = (NodeId, Arc<Target>, u64);
+
+/// Sends the unload to every node that has the model loaded; to those that have it otherwise if these deny it.
 ///
 /// # Errors
 /// No node that is up has the model, or none answered.
@@ -53,14 +60,40 @@ pub(super) async fn everywhere(
     model: &str,
 ) -> Result<Response<OutBody>, (Ticket, ProxyError)> {
     let local = &client.local;
-    let nodes = targets(local, &mut ticket, model);
+    let mut nodes = targets(local, &mut ticket, model);
     if nodes.is_empty() {
         let error = local.with_snapshot(|snapshot| no_node(snapshot.models.get(model).map(|model| &**model), asked));
         return Err((ticket, error));
     }
     decided::plainly(&ticket, NodeId::NONE, Why::Everywhere, 0);
-    let (answers, arriving) = flume::bounded(nodes.len());
-    for (node, target) in nodes {
+    let mut denials = Denials::default();
+    for _ in 0..ROUNDS {
+        let Some(answer) = round(client, &mut ticket, asked, nodes, &mut denials).await else {
+            return Err((ticket, ProxyError::Unanswered { model: asked.model_name().to_owned() }));
+        };
+        if answer.status != StatusCode::NOT_FOUND {
+            return Ok(forward(ticket, answer));
+        }
+        match Box::pin(verdict(client, asked, model, &denials)).await {
+            Verdict::Stands => return Ok(forward(ticket, answer)),
+            Verdict::Unsure => break,
+            Verdict::Elsewhere => nodes = local.with_snapshot(|now| others(now, model, &denials)),
+        }
+    }
+    Err((ticket, ProxyError::NodesDown { model: asked.model_name().to_owned() }))
+}
+
+/// Asks these nodes at once: the first 200, else what says more than the others (anything but 404 does).
+async fn round(
+    client: &Rc<Client>,
+    ticket: &mut Ticket,
+    asked: &Asked,
+    nodes: Vec<Asking>,
+    denials: &mut Denials,
+) -> Option<Answer> {
+    let local = &client.local;
+    let (answers, arriving) = flume::bounded(nodes.len().max(1));
+    for (node, target, gained) in nodes {
         ticket.node = node;
         let exchange = local.upstreams.begin(
             node,
@@ -74,44 +107,57 @@ pub(super) async fn everywhere(
         spawn_local(async move {
             // A node that hangs answers nobody: its task and file end all the same.
             let answered = tokio::time::timeout(ANSWER_TIME_MAX, answer(exchange)).await;
-            let _ = answers.send(answered.unwrap_or_default());
+            let _ = answers.send((node, gained, answered.unwrap_or_default()));
             reports.residency(node);
         });
     }
     drop(answers);
     let mut worst: Option<Answer> = None;
-    while let Ok(answer) = arriving.recv_async().await {
+    while let Ok((node, gained, answer)) = arriving.recv_async().await {
         let Some(answer) = answer else { continue };
         if answer.status == StatusCode::OK {
-            return Ok(forward(ticket, answer));
+            return Some(answer);
         }
-        // Anything but 404 says more than 404.
+        if answer.status == StatusCode::NOT_FOUND {
+            denials.add(node, gained);
+            local.reports.lacks(node);
+        }
         if worst.as_ref().is_none_or(|worst| worst.status == StatusCode::NOT_FOUND) {
             worst = Some(answer);
         }
     }
-    match worst {
-        Some(answer) => Ok(forward(ticket, answer)),
-        None => Err((ticket, ProxyError::Unanswered { model: asked.model_name().to_owned() })),
-    }
+    worst
 }
 
-fn targets(local: &Local, ticket: &mut Ticket, model: &str) -> Vec<(NodeId, Arc<Target>)> {
+fn usable(model: &Model) -> impl Iterator<Item = &Candidate> {
+    model.candidates.iter().filter(|one| one.up && one.kind == NodeKind::Ollama)
+}
+
+fn asking(snapshot: &Snapshot, one: &Candidate) -> Asking {
+    let view = &snapshot.nodes[one.node.0 as usize];
+    (one.node, view.target.clone(), view.gained)
+}
+
+fn targets(local: &Local, ticket: &mut Ticket, model: &str) -> Vec<Asking> {
     local.with_snapshot(|snapshot| {
         let Some(model) = snapshot.models.get(model) else { return Vec::new() };
         ticket.model = model.id;
-        let usable = || model.candidates.iter().filter(|one| one.up && one.kind == NodeKind::Ollama);
-        let target = |node: NodeId| (node, snapshot.nodes[node.0 as usize].target.clone());
-        let loaded = usable().filter(|one| {
+        let loaded = usable(model).filter(|one| {
             let view = one.pair.cell.view();
             view.loaded || view.loading
         });
-        let mut nodes: Vec<_> = loaded.map(|one| target(one.node)).collect();
+        let mut nodes: Vec<_> = loaded.map(|one| asking(snapshot, one)).collect();
         if nodes.is_empty() {
-            nodes.extend(usable().next().map(|one| target(one.node)));
+            nodes.extend(usable(model).next().map(|one| asking(snapshot, one)));
         }
         nodes
     })
+}
+
+/// Those that have it and have not denied it: the answer of one that has it not loaded is harmless.
+fn others(snapshot: &Snapshot, model: &str, denials: &Denials) -> Vec<Asking> {
+    let Some(model) = snapshot.models.get(model) else { return Vec::new() };
+    usable(model).filter(|one| !denials.holds(snapshot, one.node)).map(|one| asking(snapshot, one)).collect()
 }
 
 async fn answer(mut exchange: crate::proxy::upstream::Exchange<Hold>) -> Option<Answer> {

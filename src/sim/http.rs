@@ -76,25 +76,30 @@ fn decode(path: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// A head that Go refuses before any handler: the words after the version, and whether a body repeats them.
+/// A head that Go refuses before any handler: the words after the version, and those of the body if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BadHead(pub(super) &'static str, pub(super) bool);
+pub(super) struct BadHead(pub(super) &'static str, pub(super) Option<&'static str>);
 
 impl BadHead {
     /// The whole answer; the connection closes after it.
     pub(super) fn answer(&self) -> Vec<u8> {
         let words = self.0;
-        if !self.1 {
+        let Some(body) = self.1 else {
             return format!("HTTP/1.1 {words}\r\nConnection: close\r\n\r\n").into_bytes();
-        }
-        format!("HTTP/1.1 {words}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n{words}")
+        };
+        format!("HTTP/1.1 {words}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n{body}")
             .into_bytes()
+    }
+
+    /// One whose body repeats its words.
+    const fn said(words: &'static str) -> Self {
+        Self(words, Some(words))
     }
 }
 
 /// Reads a head from the front of the input: it and its length, or nothing while it is incomplete.
 pub(super) fn head(input: &[u8]) -> Result<Option<(Head, usize)>, BadHead> {
-    const BAD: BadHead = BadHead("400 Bad Request", true);
+    const BAD: BadHead = BadHead::said("400 Bad Request");
     let mut small = [httparse::EMPTY_HEADER; 64];
     let mut large;
     let mut request = httparse::Request::new(&mut small);
@@ -107,10 +112,10 @@ pub(super) fn head(input: &[u8]) -> Result<Option<(Head, usize)>, BadHead> {
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if input.len() > HEAD_MAX => {
-            return Err(BadHead("431 Request Header Fields Too Large", true));
+            return Err(BadHead::said("431 Request Header Fields Too Large"));
         }
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::Version) => return Err(BadHead("400 Bad Request", false)),
+        Err(httparse::Error::Version) => return Err(BadHead("400 Bad Request", None)),
         Err(_) => return Err(BAD),
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -135,21 +140,21 @@ fn judge(head: &mut Head) -> Result<(), BadHead> {
         head.headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim())
     };
     match all("host").count() {
-        0 if head.modern => return Err(BadHead("400 Bad Request: missing required Host header", true)),
+        0 if head.modern => return Err(BadHead::said("400 Bad Request: missing required Host header")),
         0 | 1 => {}
-        _ => return Err(BadHead("400 Bad Request: too many Host headers", true)),
+        _ => return Err(BadHead::said("400 Bad Request: too many Host headers")),
     }
     let mut length = Length::Sized(0);
     let mut sizes = all("content-length");
     if let Some(first) = sizes.next() {
         if sizes.any(|other| other != first) {
-            return Err(BadHead("400 Bad Request", true));
+            return Err(BadHead::said("400 Bad Request"));
         }
-        length = Length::Sized(first.parse().map_err(|_| BadHead("400 Bad Request", true))?);
+        length = Length::Sized(first.parse().map_err(|_| BadHead::said("400 Bad Request"))?);
     }
     match all("transfer-encoding").next_back() {
         Some(coding) if coding.eq_ignore_ascii_case("chunked") => length = Length::Chunked,
-        Some(_) => return Err(BadHead("501 Not Implemented: Unsupported transfer encoding", true)),
+        Some(_) => return Err(BadHead("501 Not Implemented", Some("Unsupported transfer encoding"))),
         None => {}
     }
     let expect = match all("expect").next() {
@@ -214,7 +219,9 @@ impl Reply {
     pub(super) fn encode(mut self, head: &Head, now: Duration) -> Vec<u8> {
         let long = self.flushed || self.body.len() > BUFFERED;
         let mut out = begin(self.status, &mut self.headers, head.modern, now);
-        let no_body = self.bare || self.status == 204 || (head.method == "HEAD" && long);
+        let nothing = self.body.is_empty() && self.lines.is_empty();
+        // Go counts what a HEAD would have been sent, and says nothing where that is nothing.
+        let no_body = self.bare || self.status == 204 || (head.method == "HEAD" && (long || nothing));
         let framed = long && head.modern && head.method != "HEAD";
         if !no_body && !long {
             out.extend_from_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());

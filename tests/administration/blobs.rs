@@ -178,3 +178,83 @@ async fn the_slowest_node_sets_the_pace_and_nothing_is_held() {
     assert_eq!((quick.load(Ordering::Relaxed), slow.load(Ordering::Relaxed)), (BIG, BIG));
     nodes.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_dies_and_one_is_slow_and_the_rest_is_whole() {
+    let (mut nodes, mut urls) = (JoinSet::new(), Vec::new());
+    let (release, go_on) = oneshot::channel();
+    let (quick, slow) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    for (go_on, taken) in [(None, &quick), (Some(go_on), &slow)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        urls.push(format!("http://{}", listener.local_addr().unwrap()));
+        nodes.spawn(sink(listener, BIG, go_on, taken.clone()));
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    urls.push(format!("http://{}", listener.local_addr().unwrap()));
+    let (died, dead) = oneshot::channel();
+    nodes.spawn(dies_in_the_middle(listener, died));
+    let proxy = Proxy::start(&urls, "").await;
+    let up = || proxy.shared().fleet.load().nodes.iter().all(|node| node.up);
+    proxy.until("the nodes are up", || async { up() }).await;
+    let held = || proxy.shared().body_bytes.load(Ordering::Relaxed);
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (reading, mut writing) = stream.into_split();
+    let head = format!("POST /api/blobs/{HELLO} HTTP/1.1\r\nHost: x.local\r\nContent-Length: {BIG}\r\n\r\n");
+    writing.write_all(head.as_bytes()).await.unwrap();
+    nodes.spawn(async move {
+        let block = vec![7; 256 * 1024];
+        for _ in 0..BIG / block.len() as u64 {
+            writing.write_all(&block).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    });
+    dead.await.unwrap();
+    assert_eq!((slow.load(Ordering::Relaxed), held()), (0, 0), "nobody holds what the slow one does not take");
+    release.send(()).unwrap();
+    let mut reading = tokio::io::BufReader::new(reading);
+    let mut answer = String::new();
+    while !answer.contains('}') {
+        assert_ne!(tokio::io::AsyncBufReadExt::read_line(&mut reading, &mut answer).await.unwrap(), 0, "{answer}");
+        if answer.ends_with("\r\n\r\n") {
+            let mut body = vec![0; 1024];
+            let read = reading.read(&mut body).await.unwrap();
+            answer += std::str::from_utf8(&body[..read]).unwrap();
+        }
+    }
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    let nodes_of: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(nodes_of["nodes"]["done"].as_array().unwrap().len(), 2, "{answer}");
+    assert_eq!(nodes_of["nodes"]["failed"].as_object().unwrap().len(), 1, "the one that died is named: {answer}");
+    assert_eq!((quick.load(Ordering::Relaxed), slow.load(Ordering::Relaxed)), (BIG, BIG));
+    nodes.shutdown().await;
+}
+
+/// A node that lists nothing, takes a part of an upload and resets the connection.
+async fn dies_in_the_middle(listener: TcpListener, died: oneshot::Sender<()>) {
+    let mut died = Some(died);
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) => break,
+            }
+        }
+        if head.starts_with(b"POST /api/blobs/") {
+            stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(stream);
+            died.take().map(|died| died.send(()));
+            continue;
+        }
+        let answer = match head.get(..13) {
+            Some(b"GET /api/vers") => {
+                "200 OK\r\nContent-Length: 20\r\nConnection: close\r\n\r\n{\"version\":\"0.33.0\"}"
+            }
+            Some(b"HEAD /api/blo") => "404 Not Found\r\nContent-Length: 13\r\nConnection: close\r\n\r\n",
+            _ => "200 OK\r\nContent-Length: 13\r\nConnection: close\r\n\r\n{\"models\":[]}",
+        };
+        let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await;
+    }
+}

@@ -24,6 +24,12 @@ struct Serving {
 
 impl Serving {
     async fn start(herd: &Herd, directory: &std::path::Path, extra: &str) -> Self {
+        Self::keyed(herd, directory, extra, &[]).await
+    }
+
+    /// The same where listings need these header lines.
+    async fn keyed(herd: &Herd, directory: &std::path::Path, extra: &str, lines: &[(&str, &str)]) -> Self {
+        let open = lines;
         let path = directory.join("herdgate.yaml");
         let nodes: Vec<_> = herd.urls().iter().map(|url| format!("{{ url: '{url}' }}")).collect();
         let text = format!(
@@ -55,7 +61,8 @@ impl Serving {
         };
         let address = tokio::time::timeout(Duration::from_secs(60), started).await.expect("it serves in time");
         let serving = Self { child, address, lines };
-        eventually("listed", || async { get(address, "/api/tags").await.text().contains(MODEL) }).await;
+        let tags = request("GET", "/api/tags", open, b"");
+        eventually("listed", || async { once(address, &tags).await.text().contains(MODEL) }).await;
         serving
     }
 
@@ -122,4 +129,29 @@ async fn access_lines_name_the_request_and_the_level_changes_while_it_runs() {
     assert_eq!(changes.iter().map(|line| &line["to"]).collect::<Vec<_>>(), ["error", "debug"]);
     let refused = between.iter().filter(|line| line["message"] == "refused a request").count();
     assert_eq!(refused, 1, "{between:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_administered_what_is_in_the_log() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat(MODEL)])]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let extra = "log: { level: info, format: json }\nrouter_keys: [ { name: ops, key: s3cret-key } ]";
+    let open = [("authorization", "Bearer s3cret-key"), ("x-request-id", "it-was-me")];
+    let serving = Serving::keyed(&herd, directory.path(), extra, &open[..1]).await;
+    let body = format!(r#"{{"model":"{MODEL}"}}"#);
+    let answer = once(serving.address, &request("DELETE", "/api/delete", &open, body.as_bytes())).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let line = serving.line(|line| line["request_id"] == "it-was-me" && line["model"].is_string()).await;
+    assert_eq!((&line["operation"], &line["model"], &line["done"]), (&json!("delete"), &json!(MODEL), &json!(1)));
+    let line = serving.line(|line| line["request_id"] == "it-was-me").await;
+    assert_eq!((&line["key"], &line["result"]), (&json!("ops"), &json!("done")), "{line}");
+    assert!(!line.to_string().contains("s3cret"), "{line}");
+    // What was refused is somebody's too.
+    let again = once(serving.address, &request("DELETE", "/api/delete", &open, body.as_bytes())).await;
+    assert_eq!(again.status, 404);
+    let line = serving.line(|line| line["request_id"] == "it-was-me").await;
+    assert_eq!(
+        (&line["operation"], &line["key"], &line["result"]),
+        (&json!("delete"), &json!("ops"), &json!("refused"))
+    );
 }

@@ -64,6 +64,67 @@ async fn i5_models_that_move_between_nodes_under_load_are_never_missing() {
     eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
 }
 
+/// Inventories are asked for once, and again only because of what requests bring.
+const SELDOM: &str = "health: { probe: 100ms, probe_timeout: 2s, backoff_max: 200ms, ps: 200ms, tags: 1h }";
+
+/// What a client may ask of one model, and what an answer is that has found it.
+const ASKED: [(&str, &str, &str); 4] = [
+    ("POST", "/api/show", r#"{"model":"m"}"#),
+    ("POST", "/api/generate", r#"{"model":"m","keep_alive":0}"#),
+    ("POST", "/api/copy", r#"{"source":"m","destination":"n"}"#),
+    ("DELETE", "/api/delete", r#"{"model":"m"}"#),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_a_model_that_moved_between_two_polls_is_found_where_it_is() {
+    let spec = || NodeSpec::ollama(vec![ModelSpec::chat("stays")]).slots(8);
+    let streams = crate::failover::STREAMS.map(|(path, body)| ("POST", path, body));
+    for (method, path, body) in streams.into_iter().chain(ASKED) {
+        let herd = Herd::start(vec![spec(), spec()]).unwrap();
+        let (old, new) = (&herd.nodes()[0], &herd.nodes()[1]);
+        old.add_model(ModelSpec::chat("m"));
+        let proxy = Proxy::start(&herd.urls(), SELDOM).await;
+        proxy.until_listed("m:latest").await;
+        new.add_model(ModelSpec::chat("m"));
+        old.remove_model("m");
+        let mut client = Client::connect(proxy.address).await;
+        client.send(&client::request(method, path, &[], body.as_bytes())).await;
+        let answer = client.answer().await.unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_what_no_node_has_any_more_is_404_and_what_a_disk_lost_is_503() {
+    let three = || ["m", "a", "b"].map(ModelSpec::chat).to_vec();
+    for (gone, status) in [(&["m"][..], 404), (&["m", "a", "b"], 503)] {
+        let herd = Herd::start(vec![NodeSpec::ollama(three())]).unwrap();
+        let proxy = Proxy::start(&herd.urls(), SELDOM).await;
+        proxy.until_listed("m:latest").await;
+        gone.iter().for_each(|name| assert!(herd.nodes()[0].remove_model(name)));
+        let streams = crate::failover::STREAMS.iter().map(|(path, body)| ("POST", *path, *body));
+        for (method, path, body) in streams.chain(ASKED) {
+            let mut client = Client::connect(proxy.address).await;
+            client.send(&client::request(method, path, &[], body.as_bytes())).await;
+            let answer = client.answer().await.unwrap();
+            assert_eq!(answer.status, status, "{path} without {gone:?}: {}", answer.text());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_denies_what_it_lists_means_something_else_and_is_believed() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat("m")])]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), SELDOM).await;
+    proxy.until_listed("m:latest").await;
+    let said = "model \"M\" not found, try pulling it first";
+    herd.nodes()[0].fault(Fault::new(Harm::Status(404, said.to_owned())).for_path("/api/embeddings"));
+    for _ in 0..3 {
+        let answer = client::post_once(proxy.address, "/api/embeddings", r#"{"model":"M","prompt":"x"}"#).await;
+        assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (404, said));
+    }
+}
+
 /// Polls that come often and wait for ever: whatever is answered was not answered by a time-out of theirs.
 const PATIENT: &str = "health: { probe: 100ms, probe_timeout: 60s, backoff_max: 200ms, ps: 100ms, tags: 100ms }\n\
                        timeouts: { connect: 60s }";
@@ -131,6 +192,13 @@ async fn i9_a_node_that_never_answered_delays_neither_start_nor_service() {
     assert_eq!(answer.status, 503, "{}", answer.text());
 }
 
+/// The last count of this model's tokens in these events: it stands under its node after the requests in flight.
+fn tokens(events: &str, model: &str) -> u64 {
+    let named = format!("\"{model}\":");
+    let count = |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    events.rsplit_once(&named).and_then(|(_, rest)| count(rest)).unwrap_or(0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i10_a_slow_subscriber_is_told_and_gets_the_newest_while_the_proxy_goes_on() {
     // Long names make long states, so that a reader that does not read is soon behind.
@@ -159,33 +227,45 @@ async fn i10_a_slow_subscriber_is_told_and_gets_the_newest_while_the_proxy_goes_
     let mut quick = Client::connect(proxy.address).await;
     quick.send(b"GET /api/usage-stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await;
     quick.begin().await.unwrap();
-    for _ in 0..150 {
-        ask(0).await;
-        let mut event = quick.chunk().await.unwrap();
-        while event == b":\n\n" {
-            event = quick.chunk().await.unwrap();
+    let seen = Arc::new(AtomicU64::new(0));
+    let (name, told) = (long(0), seen.clone());
+    let quick = tokio::spawn(async move {
+        loop {
+            let event = String::from_utf8(quick.chunk().await.unwrap()).unwrap();
+            assert!(event.starts_with("data: {") || event == ":\n\n", "it lagged: {}", &event[..event.len().min(99)]);
+            told.fetch_max(tokens(&event, &name), Ordering::AcqRel);
         }
-        assert!(event.starts_with(b"data: {"), "{}", String::from_utf8_lossy(&event[..100.min(event.len())]));
-    }
-    // Now the slow one reads: a comment that it lagged, and in the end the newest state.
+    });
+    let (url, name) = (herd.nodes()[0].url(), long(0));
     let newest = || async {
         let usage = client::get(proxy.address, "/api/usage").await.json();
-        usage["token_usage_counts"][herd.nodes()[0].url()][long(0)].as_u64().unwrap()
+        usage["token_usage_counts"][&url][&name].as_u64().unwrap()
     };
+    let before = newest().await;
+    ask(0).await;
+    eventually("counted", || async { newest().await > before }).await;
+    let first = newest().await;
+    for round in 1..150 {
+        ask(0).await;
+        let expected = first + round * (first - before);
+        eventually("told the quick one", || async { seen.load(Ordering::Acquire) >= expected }).await;
+    }
+    assert!(!quick.is_finished(), "it keeps up");
+    quick.abort();
+    // Now the slow one reads: a comment that it lagged, and in the end the newest state.
     let newest = newest().await;
     socket2::SockRef::from(&subscriber).set_recv_buffer_size(1 << 20).unwrap();
     let mut text = String::new();
     let mut buffer = vec![0; 64 * 1024];
-    let wanted = format!("\"{}\":{newest}", long(0));
     let read = async {
-        while !(text.contains(": lagged ") && text.contains(&wanted)) {
+        while !(text.contains(": lagged ") && tokens(&text, &name) >= newest) {
             let count = subscriber.read(&mut buffer).await.unwrap();
             assert!(count > 0, "the stream goes on");
             text += &String::from_utf8_lossy(&buffer[..count]);
         }
     };
     let read = tokio::time::timeout(Duration::from_secs(60), read).await;
-    let (told, newest) = (text.contains(": lagged "), text.contains(&wanted));
+    let (told, newest) = (text.contains(": lagged "), tokens(&text, &name) >= newest);
     assert!(read.is_ok() && told && newest, "told: {told}, newest: {newest}, {} bytes", text.len());
     assert!(text.find(": lagged ") < text.rfind("data: "), "the newest follows the comment");
 }

@@ -21,7 +21,7 @@ use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::pending::{Entry, Operation};
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
-use crate::fleet::fanout::{Desk, LINES_MAX, Order, Reply, STAY_MS, Task, Waiting, blobs, line};
+use crate::fleet::fanout::{By, Desk, LINES_MAX, Order, Reply, STAY_MS, Task, Waiting, blobs, line};
 use crate::ids::NodeId;
 use crate::sync::Arc;
 
@@ -44,6 +44,7 @@ pub(super) enum Event {
 /// One order under way.
 struct Run {
     desk: Rc<Desk>,
+    by: By,
     asked: Asked,
     body: Bytes,
     goals: Goals,
@@ -63,11 +64,12 @@ struct Run {
 /// Runs a pull or a create to its end.
 pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goals) -> Ended {
     let explicit = order.nodes.is_some();
-    let Order { body, client, .. } = order;
+    let Order { by, body, client, .. } = order;
     let Waiting { reply, mut present } = client;
     let nodes = goals.up.len();
     let mut run = Run {
         desk: Rc::clone(desk),
+        by,
         asked,
         body,
         goals,
@@ -203,6 +205,7 @@ impl Run {
     async fn verdict(&mut self, reply: &mut Option<tokio::sync::oneshot::Sender<Reply>>) -> Ended {
         let (outcome, failures) = self.settle().await;
         tracing::info!(
+            request_id = %self.by.request,
             model = self.asked.model,
             operation = self.asked.verb.word(),
             done = outcome.done.len(),

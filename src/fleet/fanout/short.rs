@@ -14,7 +14,7 @@ use crate::fleet::fanout::exchange::{Exchange, Fail};
 use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
-use crate::fleet::fanout::{Body, Desk, Order, Reply, progress};
+use crate::fleet::fanout::{Body, By, Desk, Order, Reply, progress};
 use crate::ids::NodeId;
 use crate::sync::{Arc, spawn_local};
 
@@ -22,7 +22,7 @@ use crate::sync::{Arc, spawn_local};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a copy or a delete to its end.
-pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goals) -> Ended {
+pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, mut goals: Goals) -> Ended {
     let key = Desk::changed_key(asked);
     if asked.verb == Verb::Delete && order.nodes.is_none() {
         // Also where it is not yet: a pull that is kept for a node must not bring the model back.
@@ -30,13 +30,26 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, goals: Goa
     } else {
         desk.keeper.settled(goals.up.iter().map(|goal| &*goal.name), &key).await;
     }
-    let results = everywhere(&goals.up, asked.verb, &order.body).await;
+    let mut results = everywhere(&goals.up, asked.verb, &order.body).await;
+    if results.iter().all(lacks_it)
+        && let Some(moved) = elsewhere(desk, &order, asked, &goals).await
+    {
+        goals = moved;
+        results = everywhere(&goals.up, asked.verb, &order.body).await;
+    }
     let some = results.iter().any(Result::is_ok);
-    let reply = verdict(desk, asked, &goals, results).await;
+    let reply = verdict(desk, (asked, &order.by), &goals, results).await;
     // Anything but Ollama's own empty answer says who is left without.
     let is_full = reply.status == 200 && matches!(&reply.body, Body::Whole(bytes) if bytes.is_empty());
     let ended = order.client.answer(reply);
     if some && !is_full { Ended::Partial } else { ended }
+}
+
+/// Every node that was thought to have the model denies it: those that have it now, if there are any others.
+async fn elsewhere(desk: &Desk, order: &Order, asked: &Asked, denied: &Goals) -> Option<Goals> {
+    desk.reports.confirm(denied.up.iter().map(|goal| goal.node).collect()).await;
+    let goals = desk.goals(asked, order.nodes.as_deref()).await.ok()?;
+    goals.up.iter().any(|goal| denied.up.iter().all(|known| known.node != goal.node)).then_some(goals)
 }
 
 /// Asks all nodes at once; their results in order.
@@ -67,7 +80,7 @@ fn lacks_it(result: &Result<(), Fail>) -> bool {
     matches!(result, Err(Fail::Refused(refused)) if refused.status == 404)
 }
 
-async fn verdict(desk: &Desk, asked: &Asked, goals: &Goals, results: Vec<Result<(), Fail>>) -> Reply {
+async fn verdict(desk: &Desk, (asked, by): (&Asked, &By), goals: &Goals, results: Vec<Result<(), Fail>>) -> Reply {
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
     let mut missing: Vec<&Goal> = goals.down.iter().collect();
@@ -93,6 +106,7 @@ async fn verdict(desk: &Desk, asked: &Asked, goals: &Goals, results: Vec<Result<
     desk.reports.changed(touched).await;
     failures.retain(|(name, _)| !outcome.pending.iter().any(|kept| **kept == **name));
     tracing::info!(
+        request_id = %by.request,
         model = asked.model,
         operation = asked.verb.word(),
         done = outcome.done.len(),

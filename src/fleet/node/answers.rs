@@ -93,6 +93,7 @@ impl Node {
         let told = body(result, "the inventory");
         let hash = told.as_ref().ok().map(|body| hashed(body));
         if hash.is_some() && hash == self.inventory_hash {
+            self.told = true;
             let known = Arc::clone(&self.inventory);
             self.note_lost(&known, now, rules);
             if !self.is_ollama() && self.ps.at().is_some() {
@@ -123,7 +124,9 @@ impl Node {
             }
         }
         self.inventory_hash = hash;
+        self.told = true;
         if !same {
+            self.gained += u64::from(entries.iter().any(|entry| !is_in(&self.inventory, &entry.key)));
             self.inventory = Arc::new(entries);
             self.weights_at = now.ms;
             self.trim_weights();

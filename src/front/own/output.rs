@@ -40,6 +40,8 @@ pub(super) struct Head<'a> {
     pub(super) framing: Framing,
     /// The connection ends with this answer.
     pub(super) close: bool,
+    /// It has a `Date`.
+    pub(super) dated: bool,
 }
 
 /// Appends the head, blank line included. `tell` appends the lines about the request, `date` the value of a `Date` line.
@@ -50,7 +52,7 @@ pub(super) fn head(
     date: impl FnOnce(&mut Vec<u8>),
 ) {
     status_line(out, head.status);
-    let mut dated = false;
+    let mut dated = !head.dated;
     if let Some(lines) = head.node {
         for (name, value) in headers::to_client(lines) {
             dated |= is_name(name, "date");
@@ -196,8 +198,14 @@ mod tests {
         ours.insert("access-control-allow-origin", HeaderValue::from_static("*"));
         ours.insert(CONNECTION, HeaderValue::from_static("close"));
         let mut out = Vec::new();
-        let parts =
-            Head { status: StatusCode::OK, ours: &ours, node: Some(&node), framing: Framing::Chunked, close: true };
+        let parts = Head {
+            status: StatusCode::OK,
+            ours: &ours,
+            node: Some(&node),
+            framing: Framing::Chunked,
+            close: true,
+            dated: true,
+        };
         let tell = |out: &mut Vec<u8>| out.extend_from_slice(b"X-Request-Id: 7\r\n");
         head(&mut out, &parts, tell, |_| panic!("the node gave one"));
         let expected = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nDate: Wed, 25 Nov 2026 10:00:00 GMT\r\n\
@@ -211,7 +219,7 @@ mod tests {
         ours.insert(CONTENT_LENGTH, HeaderValue::from_static("17"));
         let mut out = Vec::new();
         let status = StatusCode::NOT_FOUND;
-        let parts = Head { status, ours: &ours, node: None, framing: Framing::Length(0), close: false };
+        let parts = Head { status, ours: &ours, node: None, framing: Framing::Length(0), close: false, dated: true };
         head(&mut out, &parts, |_| {}, |out| out.extend_from_slice(b"now"));
         assert_eq!(out, b"HTTP/1.1 404 Not Found\r\nContent-Length: 17\r\nDate: now\r\n\r\n");
     }

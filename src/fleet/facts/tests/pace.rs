@@ -171,7 +171,7 @@ fn when_most_nodes_refuse_they_are_down() {
     assert!(!herd.last().panicking && !herd.facts.nodes()[0].word.is_open());
 }
 
-fn miss(herd: &mut Herd, key: &str) -> tokio::sync::oneshot::Receiver<bool> {
+fn miss(herd: &mut Herd, key: &str) -> tokio::sync::oneshot::Receiver<Sought> {
     let (reply, answer) = tokio::sync::oneshot::channel();
     herd.facts.report(Report::Miss { key: key.into(), reply }, herd.now);
     answer
@@ -189,9 +189,35 @@ fn a_miss_finds_what_was_pulled_a_moment_ago() {
     let (asked, before) = (herd.now.ms, herd.scripts[1].times("/api/tags").len());
     let mut answer = miss(&mut herd, "new:latest");
     herd.run(2);
-    assert_eq!(answer.try_recv(), Ok(true), "{} ms later", herd.now.ms - asked);
+    assert_eq!(answer.try_recv(), Ok(Sought::Found), "{} ms later", herd.now.ms - asked);
     assert_eq!(herd.model("new:latest").candidates.len(), 1);
     assert_eq!(herd.scripts[1].times("/api/tags").len(), before, "a node that is down is not asked");
+}
+
+#[test]
+fn what_a_node_was_asked_before_the_miss_does_not_answer_it() {
+    let mut herd = Herd::new(vec![Script { delay_ms: 50, ..Script::ollama(&[("a:latest", "d1")]) }]);
+    herd.run(10_000);
+    // The node has read its disk and is about to say so; the model comes, and a client at once.
+    herd.facts.report(Report::Lacks(NodeId(0)), herd.now);
+    herd.step();
+    herd.scripts[0].models.push(("new:latest".to_owned(), "d3".to_owned()));
+    let mut answer = miss(&mut herd, "new:latest");
+    herd.run(60);
+    assert!(answer.try_recv().is_err(), "the old answer is no news");
+    herd.run(60);
+    assert_eq!(answer.try_recv(), Ok(Sought::Found));
+}
+
+#[test]
+fn a_node_that_never_told_what_it_has_may_have_anything() {
+    let mute = Script { mood: Mood::OnlyProbes, ..Script::ollama(&[]) };
+    let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")]), mute]);
+    herd.run(30_000);
+    assert!(herd.is_up(1) && herd.last().incomplete, "it reads its disk at its start");
+    herd.scripts[1].mood = Mood::Answers;
+    herd.run(25_000);
+    assert!(!herd.last().incomplete, "an empty inventory is one");
 }
 
 #[test]
@@ -201,22 +227,22 @@ fn a_miss_waits_a_second_for_a_hanging_node_and_refreshes_are_rare() {
     herd.scripts[1].mood = Mood::OnlyProbes;
     let before = herd.scripts[0].times("/api/tags").len();
     let mut first = miss(&mut herd, "nope:latest");
-    herd.run(999);
+    herd.run(899);
     assert!(first.try_recv().is_err());
     herd.run(1);
-    assert_eq!(first.try_recv(), Ok(false));
+    assert_eq!(first.try_recv(), Ok(Sought::Missing));
     for _ in 0..100 {
         let mut again = miss(&mut herd, "nope:latest");
         herd.run(9);
-        assert!(again.try_recv().is_err(), "closed: no");
+        assert_eq!(again.try_recv(), Ok(Sought::Missing));
     }
     assert_eq!(herd.scripts[0].times("/api/tags").len(), before + 1);
     let mut known = miss(&mut herd, "a:latest");
-    assert_eq!(known.try_recv(), Ok(true), "the worker's Snapshot was old");
+    assert_eq!(known.try_recv(), Ok(Sought::Found), "the worker's Snapshot was old");
 }
 
 #[test]
-fn administration_and_unloads_are_looked_at_at_once() {
+fn denials_and_unloads_are_looked_at_at_once() {
     let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")]), Script::ollama(&[])]);
     herd.run(10_000);
     herd.scripts.iter_mut().for_each(|script| script.asked.clear());
