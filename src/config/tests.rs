@@ -739,3 +739,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn administration_is_open_on_loopback_and_to_a_key_unless_told_otherwise() {
+    let (none, key) = (KeyId::NONE, KeyId(1));
+    let who = [(true, none), (true, key), (false, none), (false, key)];
+    for (rule, may) in [
+        (Administration::Auto, [true, true, false, true]),
+        (Administration::Key, [false, true, false, true]),
+        (Administration::Open, [true; 4]),
+        (Administration::Off, [false; 4]),
+    ] {
+        assert_eq!(who.map(|(loopback, key)| rule.admits(loopback, key)), may, "{rule:?}");
+    }
+}

@@ -17,7 +17,7 @@ use crate::dialect::{self, Family};
 use crate::error::ProxyError;
 use crate::fleet::fanout::ask::Verb;
 use crate::fleet::fanout::{self, By, Call, Order, PIECES_MAX, Piece, Placed, Reply};
-use crate::front::checks::Asking;
+use crate::front::checks::{self, Asking};
 use crate::front::routes;
 use crate::ids::KeyId;
 use crate::proxy::answer::{self, BodyError, OutBody};
@@ -40,8 +40,7 @@ pub(super) async fn answer(
     let known = &asking.known;
     let lists = asking.method == Method::GET;
     if !lists && !client.local.rules().config.administration.admits(shared.listen.ip().is_loopback(), key) {
-        let text = "model administration needs a router key here (administration)";
-        return answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text);
+        return checks::administration_closed();
     }
     let path = routes::decoded(asking.path);
     let nodes = known.nodes.map(|value| String::from_utf8_lossy(value).into());

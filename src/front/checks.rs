@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::ALLOW;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
-use crate::dialect::Route;
+use crate::dialect::{Family, Route};
 use crate::front::auth::{self, Access};
 use crate::front::routes::{self, AdminRoute, Handler};
 use crate::front::{cors, family_of, finish, listing};
@@ -144,6 +144,11 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
         _ if keyless => KeyId::NONE,
         refused => return Door::Break(labelled(refuse_key(client, handler, path, refused))),
     };
+    let passes = matches!(handler, Handler::Proxy(Route::OtherApi | Route::OtherV1));
+    if passes && routes::manages_node(path) && !config.administration.admits(loopback, key) {
+        client.reject(Rejection::Forbidden);
+        return Door::Break(labelled(administration_closed()));
+    }
     let work = match handler {
         Handler::Proxy(route) => Work::Proxy(route),
         Handler::Identity => Work::Identity,
@@ -241,6 +246,12 @@ fn options(verdict: &cors::Verdict, path: &str, local_name: bool) -> Response<Ou
         }
     }
     response
+}
+
+/// Who asks may not administer.
+pub(super) fn administration_closed() -> Response<OutBody> {
+    let text = "model administration needs a router key here (administration)";
+    answer::family_error(Family::Ollama, StatusCode::FORBIDDEN, text)
 }
 
 /// The process is draining, or the last places are kept for our own routes.

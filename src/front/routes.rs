@@ -192,6 +192,24 @@ fn allow(entry: &Entry<'_>) -> &'static str {
     }
 }
 
+/// Whether a path that goes through as it is manages the node and not the request: models and adapters in and out of
+/// its memory, its slots, its sleep. What llama.cpp and vLLM have of that, by decoded path.
+#[must_use]
+pub fn manages_node(path: &str) -> bool {
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty()).skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let manages = match segment {
+            "models" => matches!(segments.peek(), Some(&("load" | "unload" | "download" | "delete"))),
+            "slots" | "sleep" | "wake_up" | "lora-adapters" => true,
+            segment => segment.ends_with("_lora_adapter") || segment.starts_with("reset_"),
+        };
+        if manages {
+            return true;
+        }
+    }
+    false
+}
+
 /// The methods a path answers to, for `Allow` on OPTIONS; `None` for an unknown path.
 #[must_use]
 pub fn allowed(path: &str) -> Option<&'static str> {
@@ -321,6 +339,18 @@ mod tests {
         assert_eq!(route(&Method::POST, "/api/tags"), Handler::MethodNotAllowed("HEAD, GET"));
         assert_eq!(route(&Method::GET, "/api/blobs/sha256:x"), Handler::MethodNotAllowed("HEAD, POST"));
         assert_eq!(route(&Method::POST, "/api/delete"), Handler::MethodNotAllowed("DELETE"));
+    }
+
+    #[test]
+    fn paths_that_manage_a_node() {
+        for path in
+            ["/v1/load_lora_adapter", "/v1/unload_lora_adapter/", "/v1/models/unload", "/v1/slots/0", "/api/sleep"]
+        {
+            assert!(manages_node(path), "{path}");
+        }
+        for path in ["/v1/rerank", "/v1/models/m", "/api/chat", "/v1/messages/count_tokens", "/v1/", "/slots"] {
+            assert!(!manages_node(path), "{path}");
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ const TRAPS: &[(u16, &str, &[Guard])] = &[
         &[
             Test("tests/proxy/waiting.rs", "a_model_that_only_a_node_that_is_down_has_is_503_and_never_404"),
             Test("tests/proxy/waiting.rs", "a_stale_404_of_one_node_never_hides_another_that_is_down_or_busy"),
+            Test("tests/proxy/isolation.rs", "i5_a_model_that_moved_between_two_polls_is_found_where_it_is"),
+            Test("tests/proxy/isolation.rs", "i5_what_no_node_has_any_more_is_404_and_what_a_disk_lost_is_503"),
         ],
     ),
     (

@@ -173,9 +173,22 @@ async fn administration_is_refused_in_ollamas_shape() {
     let bytes = request("DELETE", "/herdgate/pending/1", &[], b"");
     assert_eq!(client::once(proxy.address, &bytes).await.status, 403);
     assert_eq!(client::get(proxy.address, "/herdgate/pending").await.text(), r#"{"pending":[]}"#);
-    for node in herd.nodes() {
-        assert_eq!(node.ledger().route("/api/pull") + node.ledger().route("/api/delete"), 0);
+    // What manages a node passes through by the same rule, whatever it says of a model.
+    let lora = r#"{"model":"m","lora_name":"l","lora_path":"/l"}"#;
+    for path in ["/v1/load_lora_adapter", "/v1/%75nload_lora_adapter", "/api/models/unload", "/v1/slots/0?action=erase"]
+    {
+        let answer = client::post_once(proxy.address, path, lora).await;
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (403, true), "{path}");
     }
+    let unload = client::post_once(proxy.address, "/api/generate", r#"{"model":"m","keep_alive":0}"#).await;
+    assert_eq!(unload.status, 403);
+    for node in herd.nodes() {
+        let ledger = node.ledger();
+        assert_eq!(ledger.route("/api/pull") + ledger.route("/api/delete") + ledger.route("/api/generate"), 0);
+    }
+    let (_herd, open) = with("").await;
+    let answer = client::post_once(open.address, "/v1/load_lora_adapter", lora).await;
+    assert_eq!((answer.status, answer.text().as_str()), (404, "404 page not found"), "the node's own words");
 }
 
 /// Sends raw bytes on a connection of their own and reads one answer, if any, and whether the connection ended.
