@@ -15,9 +15,9 @@ use crate::admin;
 use crate::clock::millis;
 use crate::control::drained::Drained;
 use crate::control::operator::LogLevel;
+use crate::fleet::expansion::Expansion;
 use crate::fleet::fanout::{Desk, Order};
 use crate::fleet::report::Reports;
-use crate::fleet::resolve::Resolver;
 use crate::fleet::{self, poll::Poller};
 use crate::operator::Origin;
 use crate::routing;
@@ -48,7 +48,7 @@ pub struct Administration {
     /// Where the configuration comes from; `None`: it cannot be read again.
     pub origin: Option<Origin>,
     /// Looks up the names of nodes.
-    pub resolver: Resolver,
+    pub expansion: Expansion,
     /// Nodes that are taken out.
     pub drained: Drained,
     /// Changes the level of the log.
@@ -65,18 +65,18 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration,
         }
     };
     runtime.block_on(async {
-        let Administration { orders, reports, ordered, origin, resolver, drained, log_level } = administration;
+        let Administration { orders, reports, ordered, origin, expansion, drained, log_level } = administration;
         let (look_up, again) = flume::bounded(1);
         spawn_local(fleet::resolve::keep_fresh(fleet::resolve::Names {
             snapshot: shared.fleet.snapshot.clone(),
             config: shared.config.clone(),
-            resolver: resolver.clone(),
+            resolver: expansion.resolver().clone(),
             again,
         }));
         let steering = operator::Desk {
             shared: shared.clone(),
             origin,
-            resolver,
+            expansion,
             reports: reports.clone(),
             drained,
             look_up,

@@ -7,6 +7,7 @@
 
 mod build;
 pub mod cells;
+pub mod expansion;
 pub mod facts;
 pub mod fanout;
 pub mod fetch;

@@ -15,6 +15,7 @@ use crate::config::{Config, InForce, NodeConfig};
 use crate::control;
 use crate::control::drained::Drained;
 use crate::control::operator::LogLevel;
+use crate::fleet::expansion::Expansion;
 use crate::fleet::report::Reports;
 use crate::fleet::resolve::Resolver;
 use crate::fleet::{self, Fleet};
@@ -110,7 +111,8 @@ impl Gate {
         let workers = config.workers.unwrap_or_else(cores).max(1);
         let listeners = listen(config.listen, workers)?;
         let listen = listeners[0].local_addr().map_err(|cause| StartError::System { what: "local address", cause })?;
-        let nodes = expand(&config, &resolver)?;
+        let mut expansion = Expansion::new(resolver);
+        let nodes = expand(&config, &mut expansion)?;
         let names = Arc::new(names(&config, &nodes));
         let node_count = nodes.len();
         let rings = Ring::for_workers(workers, config.limits.ring);
@@ -165,7 +167,7 @@ impl Gate {
         let (stop_control, stopped) = flume::bounded(1);
         let control_shared = shared.clone();
         let administration =
-            control::Administration { orders: taken, reports, ordered, origin, resolver, drained, log_level };
+            control::Administration { orders: taken, reports, ordered, origin, expansion, drained, log_level };
         let control = spawn_thread("control", move || control::run(&control_shared, poller, administration, &stopped))
             .map_err(|cause| StartError::System { what: "start the control thread", cause })?;
         Ok(Self { shared, workers: threads, control, stop_control, ledger: ledger_threads })
@@ -260,9 +262,9 @@ fn start_workers(
 }
 
 /// The nodes with every `expand: true` name made one for each of its addresses.
-fn expand(config: &Config, resolver: &Resolver) -> Result<Vec<NodeConfig>, StartError> {
+fn expand(config: &Config, expansion: &mut Expansion) -> Result<Vec<NodeConfig>, StartError> {
     let runtime = runtime()?;
-    let nodes = runtime.block_on(fleet::resolve::expand(config, resolver)).map_err(StartError::Nodes);
+    let nodes = runtime.block_on(expansion.expand(config)).map_err(StartError::Nodes);
     // A look-up that hangs in the system's resolver hangs whoever drops its runtime: minutes, in which nothing is served.
     runtime.shutdown_background();
     nodes

@@ -1,4 +1,5 @@
-//! Carries out what an operator orders: reloads, and nodes taken out or in. One order after the other.
+//! Carries out what an operator orders: reloads, and nodes taken out or in; and follows names that are many nodes. One
+//! thing after the other.
 //!
 //! A task of the control thread. Reading and parsing the file happens in a thread of its own, since a disk may stall.
 //! Order of a reload: everything is checked, names get their ids, the fleet publishes its Snapshot, then the configuration
@@ -9,9 +10,9 @@ use tokio::sync::oneshot;
 
 use crate::config::{self, Config, Mistake, NodeConfig, Place};
 use crate::control::drained::Drained;
+use crate::fleet::expansion::Expansion;
 use crate::fleet::reconfigure::NodesChanged;
 use crate::fleet::report::Reports;
-use crate::fleet::resolve::{self, Resolver};
 use crate::ids::NodeId;
 use crate::operator::{Answer, Command, LastReload, Order, Origin};
 use crate::shared::Shared;
@@ -23,8 +24,8 @@ pub struct Desk {
     pub shared: Arc<Shared>,
     /// Where the configuration comes from; `None`: it was given, and cannot be read again.
     pub origin: Option<Origin>,
-    /// Looks names up.
-    pub resolver: Resolver,
+    /// Names that are many nodes, and where they led last.
+    pub expansion: Expansion,
     /// To the poller.
     pub reports: Reports,
     /// Nodes that are taken out.
@@ -41,17 +42,46 @@ pub type LogLevel = Box<dyn Fn(&str) + Send>;
 impl Desk {
     /// Takes orders until nobody can place one any more.
     pub async fn run(mut self, orders: flume::Receiver<Order>) {
-        while let Ok(Order { command, reply }) = orders.recv_async().await {
-            let answer = match command {
-                Command::Reload => self.reload().await,
-                Command::Drain { node, on } => self.drain(&node, on).await,
-            };
-            // Whoever ordered it may have left.
-            let _ = reply.send(answer);
+        loop {
+            let renewal = tokio::time::sleep(self.shared.config.now().health.resolve);
+            tokio::pin!(renewal);
+            loop {
+                tokio::select! {
+                    order = orders.recv_async() => match order {
+                        Ok(order) => self.carry_out(order).await,
+                        Err(_) => return,
+                    },
+                    () = &mut renewal => break,
+                }
+            }
+            self.follow_names().await;
         }
     }
 
-    async fn reload(&self) -> Answer {
+    async fn carry_out(&mut self, Order { command, reply }: Order) {
+        let answer = match command {
+            Command::Reload => self.reload().await,
+            Command::Drain { node, on } => self.drain(&node, on).await,
+        };
+        // Whoever ordered it may have left.
+        let _ = reply.send(answer);
+    }
+
+    /// Names with `expand` are looked up again: nodes come and go as if the configuration named each.
+    async fn follow_names(&mut self) {
+        let running = self.shared.config.now();
+        let Some(nodes) = self.expansion.renew(&running).await else { return };
+        let placed = match self.names(&running, nodes) {
+            Ok(placed) => placed,
+            Err(mistake) => return tracing::error!("{mistake}: a name that leads elsewhere is not followed"),
+        };
+        let count = placed.len();
+        let Some(nodes) = self.reports.reconfigure(Arc::clone(&running), placed).await else { return };
+        self.shared.put_in_force(&running, count);
+        tracing::info!(added = ?nodes.added, removed = ?nodes.removed, "a name leads elsewhere: its nodes follow");
+    }
+
+    async fn reload(&mut self) -> Answer {
         let Some(origin) = &self.origin else {
             let reason = "this process was started with a configuration that cannot be read again";
             return Answer { status: 409, body: json!({ "status": "refused", "error": reason }) };
@@ -64,7 +94,9 @@ impl Desk {
         loaded.warnings.extend(config::renamed_keys(&running, &loaded.config).iter().map(renamed));
         let mut wanted = loaded.config;
         let needs_restart = config::hold_back(&running, &mut wanted);
-        let nodes = match resolve::expand(&wanted, &self.resolver).await {
+        // What was found counts only if the reload does.
+        let mut expansion = self.expansion.clone();
+        let nodes = match expansion.expand(&wanted).await {
             Ok(nodes) => nodes,
             Err(reasons) => return self.refuse(reasons.into_iter().map(of_nodes).collect()),
         };
@@ -75,6 +107,7 @@ impl Desk {
         let count = placed.len();
         let wanted = Arc::new(wanted);
         let Some(nodes) = self.reports.reconfigure(Arc::clone(&wanted), placed).await else { return ending() };
+        self.expansion = expansion;
         self.shared.put_in_force(&wanted, count);
         let _ = self.look_up.try_send(());
         if let Some(set) = self.log_level.as_ref().filter(|_| wanted.log.level != running.log.level) {

@@ -45,7 +45,7 @@ const LAZY_MS: Millis = 250;
 pub struct Parts {
     /// The configuration in force.
     pub config: Arc<Config>,
-    /// Its nodes, [`crate::fleet::resolve::expand`]ed.
+    /// Its nodes, [expanded](crate::fleet::expansion).
     pub nodes: Vec<NodeConfig>,
     /// Gives models their ids.
     pub names: Arc<Names>,

@@ -1,18 +1,18 @@
 //! Where nodes are: literal addresses at once, names through the resolver, again and again.
 //!
 //! Runs on the control thread; its look-ups are the operating system's, on the runtime's blocking pool. A worker never
-//! resolves: it reads [`Target::addresses`]. When the resolver fails or hangs the last addresses stay.
+//! resolves: it reads [`Target::addresses`]. When the resolver fails or hangs the last addresses stay. Names that are
+//! many nodes (`expand`) are [`super::expansion`]'s.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::clock::millis;
-use crate::config::{Config, InForce, NodeConfig};
+use crate::config::{InForce, NodeConfig};
 use crate::fleet::{Snapshot, Target};
 use crate::sync::{Arc, spawn_local};
 
@@ -44,7 +44,14 @@ impl Resolver {
         Self(Arc::new(move |host, port| Box::pin(std::future::ready(answer(&host, port)))))
     }
 
-    async fn look_up(&self, host: String, port: u16) -> Found {
+    /// What `ask` says of a name in its own time.
+    #[must_use]
+    pub fn asking(ask: impl Fn(String, u16) -> Pin<Box<dyn Future<Output = Found>>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    /// What the name leads to, at most [`LOOKUP`] long.
+    pub(super) async fn look_up(&self, host: String, port: u16) -> Found {
         match tokio::time::timeout(LOOKUP, (self.0)(host, port)).await {
             Ok(found) => found,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
@@ -54,8 +61,6 @@ impl Resolver {
 
 /// The longest a look-up is waited for; the operating system's own patience is often longer.
 const LOOKUP: Duration = Duration::from_secs(5);
-/// The longest a start waits for names.
-const START: Duration = Duration::from_secs(2);
 
 /// Where requests to this node go; a literal address is known at once, a name has no address yet.
 #[must_use]
@@ -74,7 +79,8 @@ pub fn target(node: &NodeConfig, connect: Duration) -> Target {
         api_key: node.api_key.clone(),
         connect_ms: millis(node.connect_timeout.unwrap_or(connect)),
         pool_idle_ms: node.timeouts.pool_idle.map(millis),
-        lookup: literal.is_none().then(|| (node.host.as_str().into(), node.port)),
+        // A name that is many nodes is followed as such.
+        lookup: (literal.is_none() && !node.expand).then(|| (node.host.as_str().into(), node.port)),
         ..Target::default()
     }
 }
@@ -97,7 +103,9 @@ pub fn is_ambiguous(found: &[SocketAddr]) -> bool {
     one_of_each(found).len() < unique(found).len()
 }
 
-fn unique(found: &[SocketAddr]) -> Vec<SocketAddr> {
+/// The addresses without repetitions, in their order.
+#[must_use]
+pub fn unique(found: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut kept = Vec::with_capacity(found.len());
     for address in found {
         if !kept.contains(address) {
@@ -105,69 +113,6 @@ fn unique(found: &[SocketAddr]) -> Vec<SocketAddr> {
         }
     }
     kept
-}
-
-/// The configured nodes with names resolved once: a node with `expand` becomes one node for each address. A name that
-/// does not resolve yet stays one node; it is looked up again while the process runs.
-///
-/// # Errors
-/// Every name with several addresses of one family and no `expand` (in an ancestor's file a warning: the first counts).
-pub async fn expand(config: &Config, resolver: &Resolver) -> Result<Vec<NodeConfig>, Vec<String>> {
-    let mut found: HashMap<(String, u16), Vec<SocketAddr>> = HashMap::new();
-    let names = config.nodes.iter().filter(|node| node.host.parse::<IpAddr>().is_err());
-    let mut lookups: Vec<_> = names
-        .map(|node| (node.host.clone(), node.port))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .map(|name| (name.clone(), Box::pin(resolver.look_up(name.0, name.1))))
-        .collect();
-    let all = std::future::poll_fn(|cx| {
-        lookups.retain_mut(|(name, lookup)| match lookup.as_mut().poll(cx) {
-            Poll::Pending => true,
-            Poll::Ready(addresses) => {
-                found.insert(name.clone(), addresses.unwrap_or_default());
-                false
-            }
-        });
-        if lookups.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    });
-    // What has not resolved by then is looked up again later.
-    let _ = tokio::time::timeout(START, all).await;
-    expanded(config, &found)
-}
-
-/// The pure part of [`expand`].
-fn expanded(config: &Config, found: &HashMap<(String, u16), Vec<SocketAddr>>) -> Result<Vec<NodeConfig>, Vec<String>> {
-    let mut nodes = Vec::with_capacity(config.nodes.len());
-    let mut mistakes = Vec::new();
-    for node in &config.nodes {
-        let addresses = found.get(&(node.host.clone(), node.port)).map(|found| unique(found)).unwrap_or_default();
-        if node.expand && addresses.len() > 1 {
-            nodes.extend(addresses.iter().map(|address| one_of(node, *address)));
-            continue;
-        }
-        if is_ambiguous(&addresses) {
-            let message = format!(
-                "node {}: {} has {} addresses; write `expand: true` to make each a node, or configure them one by one",
-                node.name,
-                node.host,
-                addresses.len()
-            );
-            if config.ancestor {
-                tracing::warn!("{message}; taking the first");
-            } else {
-                mistakes.push(message);
-            }
-        }
-        nodes.push(node.clone());
-    }
-    if mistakes.is_empty() { Ok(nodes) } else { Err(mistakes) }
-}
-
-/// The node at one address of its name.
-fn one_of(node: &NodeConfig, address: SocketAddr) -> NodeConfig {
-    let name = format!("{}[{}]", node.name, address.ip());
-    NodeConfig { name, host: address.ip().to_string(), expand: false, ..node.clone() }
 }
 
 /// What [`keep_fresh`] goes by.
@@ -230,7 +175,7 @@ fn update(target: &Target, found: &[SocketAddr]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NodeKind;
+    use crate::config::{Config, NodeKind};
     use crate::fleet::NodeView;
     use crate::ids::NodeId;
 
@@ -296,35 +241,9 @@ mod tests {
         assert_eq!(known(&target), addresses(&["10.0.0.9:1"]));
     }
 
-    #[test]
-    fn several_addresses_are_a_mistake_unless_expanded() {
-        let found = HashMap::from([
-            (("a".to_owned(), 11434), addresses(&["10.0.0.1:11434", "10.0.0.2:11434"])),
-            (("b".to_owned(), 11434), addresses(&["10.0.0.3:11434", "10.0.0.4:11434"])),
-        ]);
-        let mut config = Config { nodes: vec![node("a"), node("b"), node("later")], ..Config::default() };
-        assert_eq!(expanded(&config, &found).unwrap_err().len(), 2);
-        config.ancestor = true;
-        assert_eq!(expanded(&config, &found).unwrap().len(), 3);
-        config.ancestor = false;
-        config.nodes[0].expand = true;
-        config.nodes[1].expand = true;
-        let nodes = expanded(&config, &found).unwrap();
-        let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.host.as_str())).collect();
-        let expected = [
-            ("a[10.0.0.1]", "10.0.0.1"),
-            ("a[10.0.0.2]", "10.0.0.2"),
-            ("b[10.0.0.3]", "10.0.0.3"),
-            ("b[10.0.0.4]", "10.0.0.4"),
-            ("later", "later"),
-        ];
-        assert_eq!(names, expected);
-    }
-
     #[tokio::test]
     async fn a_name_of_this_machine_resolves() {
         let config = Config { nodes: vec![node("localhost")], ..Config::default() };
-        assert_eq!(expand(&config, &Resolver::system()).await.unwrap().len(), 1);
         let target = Arc::new(target(&node("localhost"), Duration::from_secs(2)));
         let local = tokio::task::LocalSet::new();
         let (_keep, again) = flume::bounded(1);

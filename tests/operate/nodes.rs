@@ -153,6 +153,98 @@ async fn a_dns_name_that_changes_is_followed_and_a_resolver_that_fails_changes_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resolver_that_hangs_delays_neither_start_nor_service_nor_end() {
+    let node = Scripted::start(&["m:latest"], |_| answer("200 OK", "application/json", b"{}"));
+    // As the operating system's does: on a thread that nobody can call back.
+    let (release, held) = flume::bounded::<()>(0);
+    let (asked, returned) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (asks, returns) = (asked.clone(), returned.clone());
+    let resolver = Resolver::asking(move |_, _| {
+        let (held, asks, returns) = (held.clone(), asks.clone(), returns.clone());
+        Box::pin(async move {
+            let hang = move || {
+                asks.fetch_add(1, Ordering::AcqRel);
+                let _ = held.recv_timeout(std::time::Duration::from_secs(60));
+                returns.fetch_add(1, Ordering::AcqRel);
+            };
+            tokio::task::spawn_blocking(hang).await.unwrap();
+            Err(std::io::ErrorKind::TimedOut.into())
+        })
+    });
+    let nodes = format!(
+        "nodes: [ {{ url: '{}' }}, {{ url: 'http://one.example:1' }}, {{ url: 'http://many.example:1', expand: on }} ]",
+        node.url()
+    );
+    let proxy = Proxy::from_file_in(tempfile::tempdir().unwrap(), &[], &nodes, resolver).await;
+    proxy.until_listed("m:latest").await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", BODY)).await;
+    assert_eq!(client.answer().await.unwrap().status, 200);
+    proxy.stop().await;
+    assert!(asked.load(Ordering::Acquire) >= 2, "both names were looked up");
+    assert_eq!(returned.load(Ordering::Acquire), 0, "nobody waited for it");
+    drop(release);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_behind_an_expanded_name_come_and_go_without_a_reload() {
+    // One that is left to the test, and one at the same port of another address.
+    let (a, a_paces) = held();
+    let port = a.address.port();
+    let there = SocketAddr::from(([127, 0, 0, 2], port));
+    let b = Scripted::start_at(there, &["m:latest"], |_| answer("200 OK", "application/json", b"{}"));
+    // A bit for each of the addresses that the name has; 0: the resolver fails.
+    let leads_to = Arc::new(AtomicU64::new(1));
+    let (asked, leads) = (Arc::new(AtomicU64::new(0)), leads_to.clone());
+    let count = asked.clone();
+    let resolver = Resolver::answering(move |_, port| {
+        count.fetch_add(1, Ordering::AcqRel);
+        let has = |last: u8| leads.load(Ordering::Acquire) & (1 << (last - 1)) != 0;
+        let found: Vec<_> = [1, 2].into_iter().filter(|last| has(*last)).collect();
+        if found.is_empty() {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        Ok(found.into_iter().map(|last| SocketAddr::from(([127, 0, 0, last], port))).collect())
+    });
+    let extra = format!(
+        "nodes: [ {{ url: 'http://gpu.example:{port}', name: gpu, expand: on }} ]\n\
+         health: {{ probe: 100ms, probe_timeout: 2s, backoff_max: 200ms, ps: 200ms, tags: 500ms, resolve: 1s }}"
+    );
+    let proxy = Proxy::from_file_in(tempfile::tempdir().unwrap(), &[], &extra, resolver).await;
+    proxy.until_listed("m:latest").await;
+    let names =
+        || -> Vec<String> { proxy.shared().fleet.load().configured().map(|node| node.name.to_string()).collect() };
+    assert_eq!(names(), ["gpu[127.0.0.1]"]);
+    let mut client = streaming(&proxy).await;
+    a.next().await;
+    let pace = a_paces.recv_async().await.unwrap();
+    pace.send(Step::Send(chunked_head("application/x-ndjson"))).unwrap();
+    pace.send(Step::Send(chunk(b"{\"response\":\"a\",\"done\":false}\n"))).unwrap();
+    client.begin().await.unwrap();
+    assert!(client.chunk().await.is_some());
+    leads_to.store(0b11, Ordering::Release);
+    eventually("a node appears", || async { names() == ["gpu[127.0.0.1]", "gpu[127.0.0.2]"] }).await;
+    eventually("and serves", || async { proxy.loaded("m") == 2 }).await;
+    leads_to.store(0, Ordering::Release);
+    let failed = asked.load(Ordering::Acquire) + 2;
+    eventually("the resolver failed", || async { asked.load(Ordering::Acquire) >= failed }).await;
+    assert_eq!(names().len(), 2, "the last addresses stay");
+    leads_to.store(0b10, Ordering::Release);
+    eventually("a node vanishes", || async { names() == ["gpu[127.0.0.2]"] }).await;
+    let mut other = Client::connect(proxy.address).await;
+    other.send(&post("/api/generate", BODY)).await;
+    assert_eq!(other.answer().await.unwrap().header("x-herdgate-node"), Some("gpu[127.0.0.2]"));
+    b.next().await;
+    // The stream on the one that left goes on as if nothing had happened.
+    pace.send(Step::Send(chunk(LAST))).unwrap();
+    pace.send(Step::Send(b"0\r\n\r\n".to_vec())).unwrap();
+    pace.send(Step::After(After::Keep)).unwrap();
+    assert_eq!(client.chunk().await.unwrap(), LAST);
+    assert!(client.chunk().await.is_none());
+    assert_eq!((a.untaken(), a.gone()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ipv6_nodes_and_clients_are_served_and_one_listener_takes_both_families() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         // A machine without IPv6 has nothing to show here.
