@@ -17,7 +17,8 @@ use herdgate::demo::{self, DemoArgs};
 use herdgate::gate::{self, Gate, Start, StartError};
 use herdgate::import::{self, ImportArgs, ImportError};
 use herdgate::log;
-use herdgate::operator::{Command as Order, Origin};
+use herdgate::manager::Manager;
+use herdgate::operator::{Answer, Command as Order, Origin};
 use herdgate::package::{self, CompletionsArgs, ManArgs, PackageArgs, PackageError};
 use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
 use herdgate::sim::{self, SimArgs};
@@ -270,6 +271,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     let exposed = !config.listen.ip().is_loopback() && config.router_keys.is_empty();
     let start = Start { origin: Some(origin), log_level: Some(log_level), ..Start::fixed(config, Clock::system()) };
+    let manager = Manager::of_environment();
     let gate = match Gate::begin(start) {
         Ok(gate) => gate,
         Err(error) => return start_failed(error),
@@ -281,7 +283,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY: everybody who reaches this port can use every model"
         );
     }
-    runtime.block_on(wait_and_drain(&gate, signals));
+    runtime.block_on(wait_and_drain(&gate, signals, &manager));
     gate.end().context("the last flush of the ledger")?;
     tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
@@ -316,26 +318,54 @@ impl Signals {
     }
 
     /// Waits for a signal to end; one that hangs up reloads meanwhile.
-    async fn stopped(&mut self, gate: &Gate) {
+    async fn stopped(&mut self, gate: &Gate, manager: &Manager) {
+        let mut reloading: Option<tokio::sync::oneshot::Receiver<Answer>> = None;
         loop {
+            let came = async {
+                match &mut reloading {
+                    Some(answer) => answer.await.is_ok_and(|answer| answer.status == 200),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = self.term.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => {
                     tracing::info!("signalled: reading the configuration again");
-                    // What comes of it is logged.
-                    if gate.shared.operator.order(Order::Reload).is_none() {
+                    manager.reloading();
+                    // What comes of it is logged. Orders are carried out in turn: the last one's answer is the last.
+                    reloading = gate.shared.operator.order(Order::Reload);
+                    if reloading.is_none() {
                         tracing::warn!("too many orders at once: not reloaded");
+                        manager.ready("not reloaded: too many orders at once");
                     }
+                }
+                applied = came => {
+                    reloading = None;
+                    let refused = "not reloaded: the configuration has mistakes, and the old one stays in force";
+                    manager.ready(if applied { "serving" } else { refused });
                 }
             }
         }
     }
 }
 
+/// Tells once the first poll is done, as `/herdgate/ready` does; never ends.
+async fn tell_when_ready(gate: &Gate, manager: &Manager) {
+    while !gate.shared.fleet.load().ready {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    manager.ready("serving");
+    std::future::pending().await
+}
+
 /// Waits for the first signal, then until everything has drained, the deadline passes or a second signal comes.
-async fn wait_and_drain(gate: &Gate, mut signals: Signals) {
-    signals.stopped(gate).await;
+async fn wait_and_drain(gate: &Gate, mut signals: Signals, manager: &Manager) {
+    tokio::select! {
+        () = signals.stopped(gate, manager) => {}
+        () = tell_when_ready(gate, manager) => {}
+    }
+    manager.stopping();
     let shutdown = gate.shared.config.now().shutdown.clone();
     tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more");
     gate.leave();
@@ -352,6 +382,6 @@ async fn wait_and_drain(gate: &Gate, mut signals: Signals) {
                 tracing::warn!(streams = gate.shared.connections(), "the drain deadline passed: ending what still runs");
             }
         }
-        () = signals.stopped(gate) => tracing::warn!("second signal: ending now"),
+        () = signals.stopped(gate, manager) => tracing::warn!("second signal: ending now"),
     }
 }

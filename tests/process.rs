@@ -466,6 +466,70 @@ async fn sighup_reloads_and_a_typo_changes_nothing_but_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_start_says_what_an_operator_must_know() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let config = configure(directory.path(), &herd.urls(), "slots: 3");
+    let open = std::fs::read_to_string(&config).unwrap().replace("127.0.0.1:0", "0.0.0.0:0");
+    std::fs::write(&config, open).unwrap();
+    let serving = Serving::start(&config).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], serving.address.port()));
+    assert!(client::get(address, "/metrics").await.text().contains("herdgate_open_listener 1"));
+    serving.signal(Signal::TERM);
+    let (_, log) = serving.ended().await;
+    assert_eq!(log.matches("LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY").count(), 1, "{log}");
+    assert!(log.contains("usage_injection is auto"), "{log}");
+    for url in herd.urls() {
+        assert!(log.lines().any(|line| line.contains(&url) && line.contains("hard 3 per model")), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_host_is_told_what_to_set_once_a_minute() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let one = std::fs::read_to_string(&config).unwrap().replace("workers: 2", "workers: 1");
+    std::fs::write(&config, one).unwrap();
+    let serving = Serving::start(&config).await;
+    for header in ["Host: gate.example", "Host: gate.example", "Host: 127.0.0.1\r\nOrigin: http://page.example"] {
+        let bytes = format!("GET /api/tags HTTP/1.1\r\n{header}\r\n\r\n");
+        assert_eq!(client::once(serving.address, bytes.as_bytes()).await.status, 403, "{header}");
+    }
+    serving.signal(Signal::TERM);
+    let (_, log) = serving.ended().await;
+    assert_eq!(log.matches("refused a foreign").count(), 1, "{log}");
+    assert!(log.contains("allowed_hosts"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_manager_is_told_when_it_is_ready_reloads_and_drains() {
+    let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let socket = directory.path().join("notify");
+    let listener = tokio::net::UnixDatagram::bind(&socket).unwrap();
+    let told = async || {
+        let mut buffer = [0; 512];
+        let heard = tokio::time::timeout(Duration::from_secs(60), listener.recv(&mut buffer)).await;
+        String::from_utf8(buffer[..heard.expect("it is told").unwrap()].to_vec()).unwrap()
+    };
+    let mut command = Command::new(BINARY);
+    command.arg("serve").arg("--config").arg(&config).env("NOTIFY_SOCKET", &socket);
+    let serving = Serving::spawn(command).await;
+    assert_eq!(told().await, "READY=1\nSTATUS=serving");
+    assert_eq!(client::get(serving.address, "/herdgate/ready").await.status, 200);
+    for (extra, comes_to) in [("", "serving"), ("typo: 1", "not reloaded")] {
+        configure(directory.path(), &herd.urls(), extra);
+        serving.signal(Signal::HUP);
+        let reloading = told().await;
+        assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+        let over = told().await;
+        assert!(over.starts_with("READY=1\n") && over.contains(comes_to), "{over}");
+    }
+    serving.signal(Signal::TERM);
+    assert_eq!(told().await, "STOPPING=1\nSTATUS=draining");
+    assert_eq!(serving.ended().await.0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_of_an_operator_say_what_came_of_them() {
     let (directory, herd) = (tempfile::tempdir().unwrap(), herd());
     let path = directory.path().join("herdgate.yaml");

@@ -32,6 +32,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("usage", &[]),
     ("live", &[]),
     ("log", &[]),
+    ("manager", &[]),
     ("evidence", &["usage"]),
     ("error", &["dialect", "usage"]),
     ("slots", &["usage"]),

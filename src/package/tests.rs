@@ -19,6 +19,7 @@ fn the_unit_drains_reloads_and_gives_the_drain_its_time() {
     let unit = printed(What::Systemd);
     let lines = lines(&unit);
     for line in [
+        "Type=notify",
         "ExecReload=/bin/kill -HUP $MAINPID",
         "DynamicUser=yes",
         "StateDirectory=herdgate",
