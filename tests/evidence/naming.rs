@@ -45,6 +45,52 @@ async fn a_clients_id_goes_to_the_node_and_back_a_bad_one_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_administers_models_reaches_every_node_under_the_clients_id() {
+    let success = || answer("200 OK", "application/x-ndjson", b"{\"status\":\"success\"}\n");
+    let start = || {
+        Scripted::start(&["m:latest"], move |asked| match (asked.method(), asked.target()) {
+            ("HEAD", _) => answer("404 Not Found", "text/plain", b""),
+            (_, "/api/pull" | "/api/push" | "/api/create") => success(),
+            (_, path) if path.starts_with("/api/blobs/") => answer("201 Created", "text/plain", b""),
+            _ => answer("200 OK", "application/json", b"{}"),
+        })
+    };
+    let nodes = [start(), start()];
+    let proxy = Proxy::start(&nodes.each_ref().map(Scripted::url), "administration: open").await;
+    eventually("listed on both", || async {
+        proxy
+            .shared()
+            .fleet
+            .load()
+            .models
+            .get(&herdgate::dialect::name::key("m"))
+            .is_some_and(|model| model.candidates.len() == 2)
+    })
+    .await;
+    let blob = format!("/api/blobs/sha256:{}", "0".repeat(64));
+    let orders = [
+        ("POST", "/api/pull", r#"{"model":"new"}"#, 2),
+        ("POST", "/api/create", r#"{"model":"made","from":"m"}"#, 2),
+        ("POST", "/api/copy", r#"{"source":"m","destination":"n"}"#, 2),
+        ("POST", "/api/push", r#"{"model":"m"}"#, 1),
+        ("POST", &blob, "bytes", 4),
+        ("POST", "/api/generate", r#"{"model":"m","keep_alive":0}"#, 2),
+        ("DELETE", "/api/delete", r#"{"model":"m"}"#, 2),
+    ];
+    for (at, (method, path, body, asked)) in orders.into_iter().enumerate() {
+        let sent = format!("order-{at}");
+        let answer = once(proxy.address, &request(method, path, &[("X-Request-Id", &sent)], body.as_bytes())).await;
+        assert!(answer.status / 100 == 2, "{path}: {}", answer.text());
+        let mut seen = 0;
+        while seen < asked {
+            let asked = tokio::select! { asked = nodes[0].next() => asked, asked = nodes[1].next() => asked };
+            assert_eq!(asked.header("x-request-id"), Some(&*sent), "{}", asked.head);
+            seen += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_has_an_id_from_either_front() {
     let (_herd, proxy) = herd(1, "").await;
     for path in ["/", "/api/tags", "/health", "/metrics", "/herdgate/live", "/nope"] {

@@ -14,6 +14,7 @@ use crate::fleet::fanout::outcome::Outcome;
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{self, Goal};
 use crate::fleet::fanout::{Call, Desk, Order, PIECES_MAX, Piece, Reply, Waiting, progress};
+use crate::ids::RequestId;
 use crate::sync::{Arc, spawn_local};
 
 /// Time to ask whether a blob is there.
@@ -33,7 +34,7 @@ pub(super) async fn head(desk: &Rc<Desk>, order: Order) -> Ended {
         Ok(goals) => goals,
         Err(none) => return order.client.answer(Reply::refusal(&none.refusal(None))),
     };
-    let has = have(&goals.up, digest).await;
+    let has = have(&goals.up, order.by.request, digest).await;
     let reply = if has.iter().all(|has| *has == Some(true)) {
         Reply::empty(200)
     } else {
@@ -44,13 +45,13 @@ pub(super) async fn head(desk: &Rc<Desk>, order: Order) -> Ended {
 }
 
 /// By node: whether it has the blob; `None`: it could not be asked.
-async fn have(goals: &[Goal], digest: &str) -> Vec<Option<bool>> {
+async fn have(goals: &[Goal], id: RequestId, digest: &str) -> Vec<Option<bool>> {
     let asked: Vec<_> = goals
         .iter()
         .map(|goal| {
             let (target, path) = (Arc::clone(&goal.target), path(digest));
             spawn_local(async move {
-                let asked = Exchange::ask(&target, "HEAD", &path, b"");
+                let asked = Exchange::ask(&target, id, "HEAD", &path, b"");
                 let (_, head) = tokio::time::timeout(HEAD_WAIT, asked).await.ok()?.ok()?;
                 Some(head.status == 200)
             })
@@ -64,10 +65,10 @@ async fn have(goals: &[Goal], digest: &str) -> Vec<Option<bool>> {
 }
 
 /// By node: the first of these blobs that it is known to lack.
-pub(super) async fn lacking(goals: &[Goal], digests: &[String]) -> Vec<Option<String>> {
+pub(super) async fn lacking(goals: &[Goal], id: RequestId, digests: &[String]) -> Vec<Option<String>> {
     let mut lacking = vec![None; goals.len()];
     for digest in digests {
-        let has = have(goals, digest).await;
+        let has = have(goals, id, digest).await;
         for (lacks, _) in lacking.iter_mut().zip(has).filter(|(lacks, has)| lacks.is_none() && *has == Some(false)) {
             *lacks = Some(digest.clone());
         }
@@ -81,7 +82,8 @@ fn path(digest: &str) -> String {
 
 /// `POST /api/blobs/:digest`: to every target that lacks it.
 pub(super) async fn post(desk: &Rc<Desk>, order: Order) -> Ended {
-    let Order { call, nodes, client, .. } = order;
+    let Order { by, call, nodes, client, .. } = order;
+    let id = by.request;
     let Call::BlobPost { digest, length, wanted, pieces } = call else { return Ended::Failed };
     if !is_digest(&digest) {
         return client.answer(Reply::refusal(&bad_digest()));
@@ -92,13 +94,13 @@ pub(super) async fn post(desk: &Rc<Desk>, order: Order) -> Ended {
     };
     let Waiting { reply, mut present } = client;
     let uploaded = async {
-        let has = have(&goals.up, &digest).await;
+        let has = have(&goals.up, id, &digest).await;
         let (had, lacks): (Vec<_>, Vec<_>) = goals.up.iter().zip(has).partition(|(_, has)| *has == Some(true));
         let lacks: Vec<&Goal> = lacks.into_iter().map(|(goal, _)| goal).collect();
         if !lacks.is_empty() {
             let _ = wanted.send(());
         }
-        let results = upload(&lacks, &digest, length, &pieces).await?;
+        let results = upload(&lacks, id, &digest, length, &pieces).await?;
         let mut outcome =
             Outcome { done: had.iter().map(|(goal, _)| (&*goal.name).into()).collect(), ..Outcome::default() };
         outcome.missed = goals.down.iter().map(|goal| (&*goal.name).into()).collect();
@@ -149,6 +151,7 @@ fn verdict(mut outcome: Outcome, lacks: &[&Goal], results: Vec<Result<u16, Fail>
 /// Sends the pieces to all of them; by node, the status or what failed. `None`: the client did not send it all.
 async fn upload(
     goals: &[&Goal],
+    id: RequestId,
     digest: &str,
     length: Option<u64>,
     pieces: &flume::Receiver<Piece>,
@@ -160,7 +163,7 @@ async fn upload(
         let (target, path) = (Arc::clone(&goal.target), path(digest));
         ways.push(way);
         under_way.push(spawn_local(async move {
-            let mut exchange = Exchange::begin(&target, "POST", &path, framing).await?;
+            let mut exchange = Exchange::begin(&target, id, "POST", &path, framing).await?;
             pass(&mut exchange, arriving).await
         }));
     }

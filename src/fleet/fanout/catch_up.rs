@@ -17,6 +17,7 @@ use crate::fleet::fanout::progress;
 use crate::fleet::fanout::tally::CaughtUp;
 use crate::fleet::fetch::{Ask, Client};
 use crate::fleet::{NodeView, Target, inventory};
+use crate::ids::RequestId;
 use crate::sync::{Arc, spawn_local};
 
 /// Between two looks at who is back, while something is pending.
@@ -84,10 +85,12 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
         Operation::Copy => serde_json::json!({ "source": entry.model, "destination": entry.destination }),
     };
     let body = Bytes::from(body.to_string());
+    // As it stands in `/herdgate/pending`: the request that ordered it is long over.
+    let id = RequestId::of_client(format!("pending-{}", entry.id).as_bytes()).unwrap_or(RequestId::NONE);
     let verb = match entry.operation {
         Operation::Pull => {
             let followed =
-                progress::follow(target, Verb::Pull, &body, desk.config.now().timeouts.stream_idle, None).await;
+                progress::follow(target, id, Verb::Pull, &body, desk.config.now().timeouts.stream_idle, None).await;
             return followed.map(|()| true).map_err(|fail| fail.text());
         }
         Operation::Delete => Verb::Delete,
@@ -96,15 +99,15 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
     if !entry.still_holds(&inventory_of(target).await?) {
         return Ok(false);
     }
-    match tokio::time::timeout(Duration::from_millis(SHORT_MS), short(target, verb, &body)).await {
+    match tokio::time::timeout(Duration::from_millis(SHORT_MS), short(target, id, verb, &body)).await {
         Ok(result) => result.map(|()| true).map_err(|fail| fail.text()),
         Err(_) => Err(format!("no answer for {SHORT_MS} ms")),
     }
 }
 
-async fn short(target: &Target, verb: Verb, body: &[u8]) -> Result<(), Fail> {
+async fn short(target: &Target, id: RequestId, verb: Verb, body: &[u8]) -> Result<(), Fail> {
     let (method, path) = verb.route();
-    let (mut exchange, head) = Exchange::ask(target, method, path, body).await?;
+    let (mut exchange, head) = Exchange::ask(target, id, method, path, body).await?;
     if head.status == 200 { Ok(()) } else { Err(exchange.refused(head).await) }
 }
 

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::fleet::{Target, fetch};
 use crate::http1::{DecodeError, Item, ResponseDecoder};
+use crate::ids::RequestId;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 16 * 1024;
@@ -125,16 +126,22 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Connects and sends the head. A body follows by [`Exchange::send`] and [`Exchange::finish`].
+    /// Connects and sends the head, under the id of the request that it is for. A body follows by [`Exchange::send`] and [`Exchange::finish`].
     ///
     /// # Errors
     /// The node cannot be reached.
-    pub async fn begin(target: &Target, method: &str, path: &str, framing: Framing) -> Result<Self, Fail> {
+    pub async fn begin(
+        target: &Target,
+        id: RequestId,
+        method: &str,
+        path: &str,
+        framing: Framing,
+    ) -> Result<Self, Fail> {
         let mut stream = fetch::dial(target).await.map_err(|error| Fail::Lost(error.to_string()))?;
         // Without it a node that vanished would be waited for without end; failing to set it costs only that.
         let _ = SockRef::from(&stream)
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE));
-        let head = head(target, method, path, framing);
+        let head = head(target, id, method, path, framing);
         stream.write_all(&head).await.map_err(|error| lost(&error))?;
         Ok(Self {
             stream,
@@ -152,9 +159,15 @@ impl Exchange {
     ///
     /// # Errors
     /// The node cannot be reached, or went away.
-    pub async fn ask(target: &Target, method: &str, path: &str, body: &[u8]) -> Result<(Self, Head), Fail> {
+    pub async fn ask(
+        target: &Target,
+        id: RequestId,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<(Self, Head), Fail> {
         let framing = if body.is_empty() { Framing::Nothing } else { Framing::Length(body.len() as u64) };
-        let mut exchange = Self::begin(target, method, path, framing).await?;
+        let mut exchange = Self::begin(target, id, method, path, framing).await?;
         exchange.stream.write_all(body).await.map_err(|error| lost(&error))?;
         let head = exchange.head().await?;
         Ok((exchange, head))
@@ -316,7 +329,7 @@ impl Exchange {
 }
 
 /// The request's head. One exchange a connection, and the node is told so.
-fn head(target: &Target, method: &str, path: &str, framing: Framing) -> Vec<u8> {
+fn head(target: &Target, id: RequestId, method: &str, path: &str, framing: Framing) -> Vec<u8> {
     let mut out = format!("{method} {}{path} HTTP/1.1\r\nhost: {}\r\n", clean(&target.base_path), clean(&target.host));
     out += concat!("user-agent: herdgate/", env!("CARGO_PKG_VERSION"), "\r\n");
     out += "accept: application/json\r\nconnection: close\r\n";
@@ -328,8 +341,14 @@ fn head(target: &Target, method: &str, path: &str, framing: Framing) -> Vec<u8> 
     if let Some(key) = &target.api_key {
         out += &format!("authorization: Bearer {}\r\n", clean(&key.0));
     }
-    out += "\r\n";
-    out.into_bytes()
+    let mut out = out.into_bytes();
+    if id != RequestId::NONE {
+        out.extend_from_slice(b"x-request-id: ");
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out
 }
 
 /// Text of the configuration without what would end its line.

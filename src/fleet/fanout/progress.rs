@@ -22,7 +22,7 @@ use crate::fleet::fanout::pending::{Entry, Operation};
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
 use crate::fleet::fanout::{By, Desk, LINES_MAX, Order, Reply, STAY_MS, Task, Waiting, blobs, line};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, RequestId};
 use crate::sync::Arc;
 
 /// Nodes that work on one order at once: a fleet that pulls together starves its own registry's line.
@@ -133,11 +133,11 @@ impl Run {
         while self.under_way() < AT_ONCE {
             let Some(node) = self.waiting.pop_front() else { return };
             let target = Arc::clone(&self.goals.up[node].target);
-            let (verb, body, events) = (self.asked.verb, self.body.clone(), self.events.0.clone());
+            let (id, verb, body, events) = (self.by.request, self.asked.verb, self.body.clone(), self.events.0.clone());
             // Without a stream a node is silent until it is done, however long that takes.
             let idle = if self.asked.stream { self.desk.config.now().timeouts.stream_idle } else { Duration::MAX };
             self.tasks.push(Task::spawn(async move {
-                let result = follow(&target, verb, &body, idle, Some((node, &events))).await;
+                let result = follow(&target, id, verb, &body, idle, Some((node, &events))).await;
                 let _ = events.send_async(Event::End(node, result)).await;
             }));
         }
@@ -279,7 +279,7 @@ impl Run {
         if self.asked.blobs.is_empty() || !self.asked.blobs.iter().all(|digest| super::ask::is_digest(digest)) {
             return;
         }
-        let lacking = blobs::lacking(&self.goals.up, &self.asked.blobs).await;
+        let lacking = blobs::lacking(&self.goals.up, self.by.request, &self.asked.blobs).await;
         if lacking.iter().all(Option::is_some) {
             // Nobody has them: a node says it in its own words.
             return;
@@ -346,13 +346,14 @@ pub(super) fn refusal(failures: &[(Arc<str>, Fail)]) -> Reply {
 /// It refused, failed, or went away.
 pub(super) async fn follow(
     target: &Target,
+    id: RequestId,
     verb: Verb,
     body: &[u8],
     idle: Duration,
     tell: Option<(usize, &flume::Sender<Event>)>,
 ) -> Result<(), Fail> {
     let (method, path) = verb.route();
-    let (mut exchange, head) = Exchange::ask(target, method, path, body).await?;
+    let (mut exchange, head) = Exchange::ask(target, id, method, path, body).await?;
     if head.status != 200 {
         return Err(exchange.refused(head).await);
     }

@@ -31,7 +31,7 @@ pub(super) async fn relay(desk: &Rc<Desk>, order: Order, verb: Verb, goal: &Goal
     let (method, path) = verb.route();
     let idle = desk.config.now().timeouts.stream_idle;
     let relayed = async {
-        match Exchange::ask(&goal.target, method, path, &order.body).await {
+        match Exchange::ask(&goal.target, order.by.request, method, path, &order.body).await {
             Ok((exchange, head)) => pass(exchange, head, idle, &mut answer).await,
             Err(fail) => answer(progress::refusal(&[(Arc::clone(&goal.name), fail)])),
         }

@@ -15,7 +15,7 @@ use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals};
 use crate::fleet::fanout::{Body, By, Desk, Order, Reply, progress};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, RequestId};
 use crate::sync::{Arc, spawn_local};
 
 /// A node deletes files and copies a manifest; on a busy disk that takes a while.
@@ -30,12 +30,12 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, mut goals:
     } else {
         desk.keeper.settled(goals.up.iter().map(|goal| &*goal.name), &key).await;
     }
-    let mut results = everywhere(&goals.up, asked.verb, &order.body).await;
+    let mut results = everywhere(&goals.up, order.by.request, asked.verb, &order.body).await;
     if results.iter().all(lacks_it)
         && let Some(moved) = elsewhere(desk, &order, asked, &goals).await
     {
         goals = moved;
-        results = everywhere(&goals.up, asked.verb, &order.body).await;
+        results = everywhere(&goals.up, order.by.request, asked.verb, &order.body).await;
     }
     let some = results.iter().any(Result::is_ok);
     let reply = verdict(desk, (asked, &order.by), &goals, results).await;
@@ -53,7 +53,7 @@ async fn elsewhere(desk: &Desk, order: &Order, asked: &Asked, denied: &Goals) ->
 }
 
 /// Asks all nodes at once; their results in order.
-async fn everywhere(goals: &[Goal], verb: Verb, body: &Bytes) -> Vec<Result<(), Fail>> {
+async fn everywhere(goals: &[Goal], id: RequestId, verb: Verb, body: &Bytes) -> Vec<Result<(), Fail>> {
     let under_way: Vec<_> = goals
         .iter()
         .map(|goal| {
@@ -61,7 +61,7 @@ async fn everywhere(goals: &[Goal], verb: Verb, body: &Bytes) -> Vec<Result<(), 
             spawn_local(async move {
                 let exchange = async {
                     let (method, path) = verb.route();
-                    let (mut exchange, head) = Exchange::ask(&target, method, path, &body).await?;
+                    let (mut exchange, head) = Exchange::ask(&target, id, method, path, &body).await?;
                     if head.status == 200 { Ok(()) } else { Err(exchange.refused(head).await) }
                 };
                 let late = || Err(Fail::Lost(format!("no answer for {} s", PATIENCE.as_secs())));
