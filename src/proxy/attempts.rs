@@ -17,7 +17,7 @@ use crate::clock::Millis;
 use crate::config::{NodeKind, UsageInjection};
 use crate::dialect::Route;
 use crate::error::ProxyError;
-use crate::evidence::Why;
+use crate::evidence::{Chosen, Why};
 use crate::fleet::Snapshot;
 use crate::http1::{Framing, ResponseHead};
 use crate::ids::{ModelId, NodeId};
@@ -28,8 +28,7 @@ use crate::proxy::headers;
 use crate::proxy::hold::Hold;
 use crate::proxy::inject::Filter;
 use crate::proxy::lingering::Leave;
-use crate::proxy::local::Client;
-use crate::proxy::local::Local;
+use crate::proxy::local::{Client, Local};
 use crate::proxy::plan::Plan;
 use crate::proxy::reserve::{Reserved, TRIES_MAX, Tried, reserve};
 use crate::proxy::retry_after;
@@ -39,7 +38,8 @@ use crate::proxy::ticket::Ticket;
 use crate::proxy::upstream::{AttemptError, Exchange, Outgoing};
 use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
-use crate::slots::Taken;
+use crate::slots::{Pair, Taken};
+use crate::sync::Arc;
 use crate::usage::meters::Tally;
 use crate::usage::{Ending, Rejection};
 
@@ -79,6 +79,9 @@ enum Fault {
 
 /// A node's error answer, read whole.
 struct Buffered {
+    /// Whose it is, and why that one was asked: others may be tried before it is forwarded after all.
+    chosen: Chosen,
+    pair: Option<Arc<Pair>>,
     head: ResponseHead,
     body: Bytes,
 }
@@ -186,7 +189,7 @@ impl Seen {
 /// No node is left: the last whole answer of a node, else our own 503.
 fn exhausted(
     client: &Client,
-    ticket: Ticket,
+    mut ticket: Ticket,
     asked: &Asked,
     seen: Seen,
     error: ProxyError,
@@ -194,6 +197,10 @@ fn exhausted(
     let model = asked.model_name().to_owned();
     match seen.kept {
         Some(kept) => {
+            // Told and counted as the one whose words they are, not as the one tried last.
+            let retries = u8::try_from(seen.tried.len().saturating_sub(1)).unwrap_or(u8::MAX);
+            client.chosen.set(Chosen { retries, queue_us: ticket.queue_us, ..kept.chosen });
+            (ticket.node, ticket.pair) = (kept.chosen.node, kept.pair.clone());
             let busy = kept.head.status == StatusCode::SERVICE_UNAVAILABLE;
             let mut response = forward_whole(ticket, asked, kept);
             if busy && !response.headers().contains_key(RETRY_AFTER) {
@@ -249,9 +256,11 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => {
-            let Some(buffered) = read_whole(client, &mut exchange, head, ticket.stream_idle).await else {
+            let Some(body) = read_whole(client, &mut exchange, ticket.stream_idle).await else {
                 return Err((ticket, Fault::Broke, None));
             };
+            let (chosen, pair) = (client.chosen.get(), ticket.pair.clone());
+            let buffered = Buffered { chosen, pair, head, body };
             match (judge(&buffered), plan) {
                 (Some(Fault::Lacks), Plan::Unknown) => Ok(forward_unknown(ticket, asked, buffered)),
                 // It was asked for nothing that it is known to have: its words are the answer.
@@ -323,13 +332,8 @@ fn settle(local: &Local, exchange: &mut Exchange<Hold>, status: StatusCode) {
     }
 }
 
-/// Reads an error answer to its end; `None` if it breaks off or falls silent.
-async fn read_whole(
-    client: &Client,
-    exchange: &mut Exchange<Hold>,
-    head: ResponseHead,
-    stream_idle: Millis,
-) -> Option<Buffered> {
+/// Reads the body of an error answer to its end; `None` if it breaks off or falls silent.
+async fn read_whole(client: &Client, exchange: &mut Exchange<Hold>, stream_idle: Millis) -> Option<Bytes> {
     let mut body = BytesMut::new();
     client.watch.arm(Expiry::StreamIdle, client.local.clock.now() + stream_idle);
     let next = |cx: &mut Context<'_>, exchange: &mut Exchange<Hold>| {
@@ -346,7 +350,7 @@ async fn read_whole(
         }
     }
     client.watch.disarm();
-    Some(Buffered { head, body: body.freeze() })
+    Some(body.freeze())
 }
 
 /// Whether an error answer speaks of the node's state (then another node may do better) or of the request.
@@ -435,7 +439,7 @@ mod tests {
             close: false,
             keep_alive: Default::default(),
         };
-        Buffered { head, body: Bytes::from_static(body.as_bytes()) }
+        Buffered { chosen: Chosen::NOTHING, pair: None, head, body: Bytes::from_static(body.as_bytes()) }
     }
 
     #[test]

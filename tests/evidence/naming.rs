@@ -4,7 +4,7 @@ use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
 
 use crate::support::client::{Answer, Client, once, post, post_once, request};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{Scripted, answer};
+use crate::support::scripted::{Act, After, Scripted, answer};
 use crate::{CHAT, MODEL, herd};
 
 fn id(answer: &Answer) -> &str {
@@ -147,6 +147,38 @@ async fn a_retry_is_told_and_names_the_node_that_answered() {
     let other = herd.urls().into_iter().find(|url| *url != loader).unwrap();
     assert_eq!(answer.header("x-herdgate-node"), Some(&*other));
     assert_eq!(answer.header("x-herdgate-reason"), Some("cold; retries=1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_that_was_kept_names_the_node_whose_words_it_is() {
+    let (order, asked) = flume::bounded(64);
+    let noted = order.clone();
+    let says = Scripted::start(&["m:latest"], move |_| {
+        noted.send("says").unwrap();
+        answer("503 Service Unavailable", "application/json", br#"{"error":"busy"}"#)
+    });
+    let breaks = Scripted::start(&["m:latest"], move |_| {
+        order.send("breaks").unwrap();
+        Act::Bytes(Vec::new(), After::Close)
+    });
+    let named = |name: &str, node: &Scripted| format!("{{ name: {name}, url: '{}' }}", node.url());
+    let nodes = format!("nodes: [ {}, {} ]", named("says", &says), named("breaks", &breaks));
+    let proxy = Proxy::start(&[], &format!("{nodes}\nrouting: {{ retry_floor: 1000 }}")).await;
+    eventually("both serve", || async { proxy.loaded("m") == 2 }).await;
+    // Ties rotate: sooner or later the one that says nothing is tried last.
+    for _ in 0..100 {
+        let answer = post_once(proxy.address, "/api/generate", r#"{"model":"m","prompt":"x","stream":false}"#).await;
+        assert_eq!((answer.status, answer.text().as_str()), (503, r#"{"error":"busy"}"#));
+        assert_eq!(answer.header("x-herdgate-node"), Some("says"), "whichever was tried last");
+        assert_eq!(answer.header("x-herdgate-reason"), Some("loaded; retries=1"));
+        let path = format!("/herdgate/decisions?id={}", id(&answer));
+        let decision = once(proxy.address, &request("GET", &path, &[], b"")).await.json()["decisions"][0].clone();
+        assert_eq!(decision["node"], "says", "{decision}");
+        if asked.drain().next() == Some("says") {
+            return;
+        }
+    }
+    panic!("ties do not rotate");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
