@@ -38,6 +38,13 @@ pub struct ImportArgs {
     /// Directory of the ledger [default: as configured]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Address and port of a running proxy that holds the ledger: it imports, then [default: as configured]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Its router key; HERDGATE_KEY in the environment does not show in the list of processes [default: the first one
+    /// configured]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
     /// Treat unknown configuration keys as warnings
     #[arg(long)]
     pub lenient: bool,
@@ -116,7 +123,8 @@ pub fn run(args: &ImportArgs, config: &Config, clock: &Clock) -> Result<Outcome,
     let imported = match store(&import, data) {
         // A running proxy has it: it does the same for us.
         Err(ImportError::Ledger(LedgerError::Held { path })) => {
-            proxy::hand_over(&import, config).unwrap_or(Err(ImportError::Ledger(LedgerError::Held { path })))
+            proxy::hand_over(&import, config, key(args, config).as_deref())
+                .unwrap_or(Err(ImportError::Ledger(LedgerError::Held { path })))
         }
         done => done,
     }?;
@@ -124,6 +132,13 @@ pub fn run(args: &ImportArgs, config: &Config, clock: &Clock) -> Result<Outcome,
     let count = imported.conflicts.len();
     let error = (count > 0).then(|| ImportError::Conflict { path: args.file.clone(), count });
     Ok(Outcome { summary, error })
+}
+
+/// What the proxy that holds the ledger is shown.
+fn key(args: &ImportArgs, config: &Config) -> Option<String> {
+    let variable = || std::env::var("HERDGATE_KEY").ok().filter(|key| !key.is_empty());
+    let first = || config.router_keys.first().map(|key| key.secret.0.clone());
+    args.key.clone().or_else(variable).or_else(first)
 }
 
 /// What the database holds, ready for the ledger, and what is to be said of it.

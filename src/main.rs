@@ -225,7 +225,8 @@ fn printed(done: Result<(), PackageError>) -> anyhow::Result<ExitCode> {
 }
 
 fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
-    let flags = Flags { data: args.data.clone(), lenient: args.lenient, ..Flags::default() };
+    let (listen, data) = (args.listen.clone(), args.data.clone());
+    let flags = Flags { listen, data, lenient: args.lenient, ..Flags::default() };
     let Some(config) = configuration(&mut origin(args.config.clone(), flags)) else {
         return Ok(ExitCode::from(EXIT_CONFIG));
     };
@@ -239,7 +240,8 @@ fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
             eprintln!("herdgate: {error}");
             if matches!(error, ImportError::Ledger(_)) {
                 eprintln!(
-                    "herdgate: nobody listens where the configuration says; --config names that of the proxy which holds it"
+                    "herdgate: nobody listens where the configuration says; --listen says where the proxy which holds it does, --key how it \
+                     is asked"
                 );
             }
             Ok(ExitCode::from(EXIT_HELD))

@@ -248,6 +248,8 @@ async fn on_an_imported_database() {
     let args = ImportArgs {
         file: database(place.path(), &herd.urls()[0]),
         config: None,
+        listen: None,
+        key: None,
         data: Some(data.path().to_owned()),
         lenient: false,
         dry_run: false,

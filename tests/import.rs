@@ -60,6 +60,8 @@ fn args(file: &Path, data: &Path) -> ImportArgs {
     ImportArgs {
         file: file.to_owned(),
         config: None,
+        listen: None,
+        key: None,
         data: Some(data.to_owned()),
         lenient: false,
         dry_run: false,

@@ -16,12 +16,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Until it has imported: years of minutes take seconds.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Hands an import to the proxy that listens where the configuration says; `None` if nobody does.
-pub(super) fn hand_over(import: &Import, config: &Config) -> Option<Result<Imported, ImportError>> {
+/// Hands an import to the proxy that listens where the configuration (or a flag) says; `None` if nobody does.
+pub(super) fn hand_over(import: &Import, config: &Config, key: Option<&str>) -> Option<Result<Imported, ImportError>> {
     let address = reachable(config.listen);
     let stream = TcpStream::connect_timeout(&address, CONNECT).ok()?;
     let refused = |reason: String| ImportError::Refused { address, reason };
-    Some(ask(stream, address, config, import).map_err(|error| refused(error.to_string())).and_then(|(status, body)| {
+    Some(ask(stream, address, key, import).map_err(|error| refused(error.to_string())).and_then(|(status, body)| {
         if status == 200 {
             return serde_json::from_slice(&body).map_err(|error| refused(error.to_string()));
         }
@@ -44,13 +44,13 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 fn ask(
     mut stream: TcpStream,
     address: SocketAddr,
-    config: &Config,
+    key: Option<&str>,
     import: &Import,
 ) -> std::io::Result<(u16, Vec<u8>)> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let body = serde_json::to_vec(import)?;
-    let key = config.router_keys.first().map(|key| format!("Authorization: Bearer {}\r\n", key.secret.0));
+    let key = key.map(|key| format!("Authorization: Bearer {key}\r\n"));
     let head = format!(
         "POST /herdgate/import HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          {}Connection: close\r\n\r\n",

@@ -38,10 +38,15 @@ fn file_of(proxy: &Proxy, key: &str) -> tempfile::NamedTempFile {
 }
 
 async fn run_with(file: &tempfile::NamedTempFile, database: PathBuf) -> (Option<i32>, String, String) {
-    let config = file.path().to_owned();
-    let arguments =
-        move || herdgate(&["import".as_ref(), database.as_os_str(), "--config".as_ref(), config.as_os_str()]);
-    let output = tokio::task::spawn_blocking(arguments).await.unwrap();
+    run(database, vec!["--config".into(), file.path().into()]).await
+}
+
+async fn run(database: PathBuf, flags: Vec<std::ffi::OsString>) -> (Option<i32>, String, String) {
+    let import = move || {
+        let flags = flags.iter().map(std::ffi::OsString::as_os_str);
+        herdgate(&["import".as_ref(), database.as_os_str()].into_iter().chain(flags).collect::<Vec<_>>())
+    };
+    let output = tokio::task::spawn_blocking(import).await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -70,11 +75,23 @@ async fn a_running_proxy_imports_into_the_ledger_that_it_holds() {
             .map(|sum| sum.as_u64().unwrap())
             .sum();
         assert_eq!(sum, total);
+        // Apart by key, where an operator asks what was counted here; no request is claimed for them.
+        let told = get(proxy.address, "/herdgate/usage?from=0&group=key&api_key=secret").await.json();
+        let rows = told["rows"].as_array().unwrap();
+        assert_eq!((rows.len(), rows[0]["key"].as_str()), (1, Some("_imported")), "{told}");
+        let tokens = |kind: &str| rows[0]["tokens_exact"][kind].as_u64().unwrap();
+        assert_eq!((tokens("input") + tokens("output"), rows[0]["requests"].as_u64()), (total, Some(0)), "{told}");
     }
     // Without its key it says so; without its file there is nobody to ask.
     let (code, _, error) = run_with(&file_of(&proxy, ""), fixture("first")).await;
     assert_eq!(code, Some(1), "{error}");
     assert!(error.contains("holds the ledger, and says 401"), "{error}");
+    // No file is needed: an address and a key will do.
+    let (data, listen) = (proxy.data.path().as_os_str().to_owned(), proxy.address.to_string().into());
+    let flags = vec!["--data".into(), data, "--listen".into(), listen, "--key".into(), "secret".into()];
+    let (code, said, error) = run(fixture("later"), flags).await;
+    assert_eq!(code, Some(0), "{said}{error}");
+    assert!(said.contains("nothing to write"), "{said}");
     let nobody = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     std::fs::write(nobody.path(), format!("listen: 127.0.0.1:1\ndata: {}\n", proxy.data.path().display())).unwrap();
     let (code, _, error) = run_with(&nobody, fixture("first")).await;
