@@ -265,8 +265,8 @@ impl Local {
         });
     }
 
-    /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped. A model that
-    /// has a `suspect_after` of its own counts as sent so much sooner or later than it was.
+    /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped; in the
+    /// model's own `suspect_after` where it has one.
     #[must_use]
     pub fn awaiting(&self, node: NodeId, cold: bool, own_suspect_after: Option<Millis>) -> Option<Awaiting> {
         if cold {
@@ -274,12 +274,7 @@ impl Local {
         }
         self.with_snapshot(|snapshot| {
             let view = snapshot.nodes.get(node.0 as usize)?;
-            let now = self.clock.now();
-            let since = own_suspect_after.map_or(now, |own| {
-                let usual = view.times.suspect_after.unwrap_or(self.rules().times.suspect_after);
-                (now + own).saturating_sub(usual)
-            });
-            Some(Awaiting::new(view.progress.clone(), self.id, since))
+            Some(Awaiting::new(view.progress.clone(), self.id, self.clock.now(), own_suspect_after))
         })
     }
 

@@ -21,7 +21,6 @@ pub struct Times {
     pub stream_idle: Millis,
     pub client_stall: Millis,
     pub queue_wait: Millis,
-    pub suspect_after: Millis,
     pub cold_spill_after: Millis,
 }
 
@@ -57,7 +56,6 @@ impl Rules {
             stream_idle: millis(timeouts.stream_idle),
             client_stall: millis(timeouts.client_stall),
             queue_wait: millis(timeouts.queue_wait),
-            suspect_after: millis(timeouts.suspect_after),
             cold_spill_after: millis(config.routing.cold_spill_after),
         };
         let key = |key: &crate::config::RouterKey| Key { id: names.find_key(&key.name), secret: key.secret.clone() };

@@ -130,7 +130,7 @@ fn requests_without_a_byte_make_a_suspect() {
     herd.run(1_000);
     let progress = Arc::clone(&herd.facts.nodes()[0].progress);
     for _ in 0..2 {
-        progress.begin(crate::ids::WorkerId(0), herd.now.ms);
+        progress.begin(crate::ids::WorkerId(0), herd.now.ms, None);
     }
     herd.run(119_000);
     assert!(herd.facts.nodes()[0].word.is_open());
