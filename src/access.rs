@@ -21,10 +21,13 @@ const LONG_WAIT_US: u64 = 1_000_000;
 /// A request that deserves a line under `errors`.
 const LONG_REQUEST_US: u64 = 10_000_000;
 
+/// What the request is called, and the time-out that ended it, if one did.
+type Told = (RequestId, Option<&'static str>);
+
 /// The ring of lines to write.
 #[derive(Debug)]
 pub struct Access {
-    lines: ArrayQueue<(Outcome, Route, RequestId)>,
+    lines: ArrayQueue<(Outcome, Option<Route>, Told)>,
     lost: AtomicU64,
 }
 
@@ -36,9 +39,9 @@ impl Default for Access {
 }
 
 impl Access {
-    /// Notes a finished request, if it deserves a line.
-    pub fn note(&self, mode: AccessLog, outcome: &Outcome, route: Route, id: RequestId) {
-        if deserves(mode, outcome) && self.lines.push((*outcome, route, id)).is_err() {
+    /// Notes a finished request, if it deserves a line; without a route it was refused before it had one.
+    pub fn note(&self, mode: AccessLog, outcome: &Outcome, route: Option<Route>, told: Told) {
+        if deserves(mode, outcome) && self.lines.push((*outcome, route, told)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -51,7 +54,7 @@ impl Access {
 
     /// Writes what was noted; called by the control thread.
     pub fn write(&self, names: &Names) {
-        while let Some((outcome, route, id)) = self.lines.pop() {
+        while let Some((outcome, route, (id, timeout))) = self.lines.pop() {
             let (tokens, estimated) = match outcome.count {
                 Count::Exact(tokens) => (tokens, false),
                 Count::Estimated(tokens) => (tokens, true),
@@ -60,9 +63,10 @@ impl Access {
             tracing::info!(
                 target: "access",
                 request_id = %id,
-                route = ?route,
+                route = route.map(tracing::field::debug),
                 outcome = Ending::LABELS[outcome.ending.index()],
                 why = why(outcome.ending),
+                timeout,
                 status = outcome.status,
                 node = %names.node_name(outcome.node),
                 model = %names.model_name(outcome.model),

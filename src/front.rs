@@ -11,7 +11,7 @@
 //! `tests/proxy/front.rs` where they can be provoked from outside.
 //!
 //! - Bounds, where Ollama has none: a body over `limits.max_body` is 413, a head over `limits.head` 431 (Go: 1 MiB), a
-//!   slow body 408; a slow head or an idle connection is closed without a word.
+//!   slow head or body 408 (Go closes on the former without a word).
 //! - More than 128 header lines: 431.
 //! - A chunked body that breaks: 400 in the dialect of the route, with our text and a close.
 //! - A panic: 500 with a text in the dialect and a close (Go: an empty 500). A client should see why.

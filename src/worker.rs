@@ -92,7 +92,7 @@ async fn tick(local: Rc<Local>) {
         local.gauges().loop_lag_us.store(late, Ordering::Relaxed);
         let now = local.clock.now();
         let _ = local.rules();
-        local.watches.tick(now);
+        local.watches.tick(now, |expiry| local.timed_out(expiry.timeout()));
         local.upstreams.tick();
         let meters = local.recorder.meters();
         meters.set(Mark::IdleNodeConnections, local.upstreams.idle() as u64);

@@ -411,6 +411,7 @@ async fn i7_no_key_and_no_query_reaches_the_log() {
     let (status, log) = serving.ended().await;
     assert_eq!(status.code(), Some(0));
     assert!(log.contains("\"access\"") && log.contains("m:latest"), "the access lines are there: {log}");
+    assert_eq!(log.matches("\"why\":\"forbidden\"").count(), 2, "who is refused at the door has a line too: {log}");
     for secret in ["sesame", "my-secret-prompt", "my-query"] {
         assert!(!log.contains(secret), "{secret} in the log");
     }

@@ -14,7 +14,7 @@ use crate::operator::LastReload;
 use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::usage::answers::Health;
-use crate::usage::meters::{BUCKETS, HistogramSums, MeterSums, Tally};
+use crate::usage::meters::{BUCKETS, HistogramSums, MeterSums, Tally, Timeout};
 use crate::usage::names::OTHER;
 use crate::usage::{Ending, Rejection, Tokens};
 
@@ -47,6 +47,7 @@ metrics! {
     Start = "process_start_time_seconds", Gauge, "Unix time of the start.";
     Requests = "herdgate_requests_total", Counter, "Requests by how they ended.";
     Rejections = "herdgate_rejections_total", Counter, "Requests never sent to a node, by reason.";
+    Timeouts = "herdgate_timeouts_total", Counter, "Time-outs that passed, by their name in the configuration.";
     Answers = "herdgate_answers_total", Counter, "Answers by class of status; none: the client left before one.";
     FirstByte = "herdgate_first_byte_seconds", Histogram, "From a request's arrival to the first byte of its answer.";
     QueueWait = "herdgate_queue_wait_seconds", Histogram, "Waiting for a slot, of requests that waited.";
@@ -201,7 +202,7 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
     match metric {
         M::Build => text.whole(&[("version", env!("CARGO_PKG_VERSION"))], 1),
         M::Start => text.seconds_of_ms(&[], read.started_unix_ms),
-        M::Requests | M::Rejections | M::Answers => requests(metric, &read.sums, text),
+        M::Requests | M::Rejections | M::Timeouts | M::Answers => requests(metric, &read.sums, text),
         M::FirstByte => text.distribution(&[], &distribution(&read.sums.first_byte)),
         M::QueueWait => text.distribution(&[], &distribution(&read.sums.queue_wait)),
         M::Gap => text.distribution(&[], &distribution(&read.sums.gap)),
@@ -260,6 +261,7 @@ fn requests(metric: Metric, sums: &MeterSums, text: &mut Exposition) {
         Metric::Rejections => {
             ("reason", Rejection::ALL.map(Rejection::label).into_iter().zip(sums.rejections).collect())
         }
+        Metric::Timeouts => ("timeout", Timeout::ALL.map(Timeout::label).into_iter().zip(sums.timeouts).collect()),
         _ => ("class", CLASSES.into_iter().zip(sums.statuses).collect()),
     };
     for (name, value) in named {

@@ -107,6 +107,10 @@ impl Connection {
                     self.refuse(why).await;
                     return None;
                 }
+                Next::Late => {
+                    self.answer_and_close(StatusCode::REQUEST_TIMEOUT, None).await;
+                    return None;
+                }
                 Next::Closed => return None,
             };
             match self.request(head).await {
@@ -421,6 +425,10 @@ impl Connection {
             Refused::TooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, None),
             Refused::Coding => (StatusCode::NOT_IMPLEMENTED, Some("Unsupported transfer encoding")),
         };
+        self.answer_and_close(status, text).await;
+    }
+
+    async fn answer_and_close(&self, status: StatusCode, text: Option<&str>) {
         output::refusal(&mut self.lent_output(), status, text);
         if self.flush().await.is_ok() {
             self.close().await;
@@ -430,7 +438,7 @@ impl Connection {
     /// Closes so that the last answer arrives: our side first, then what the client still sends is read and forgotten.
     async fn close(&self) {
         let client = &self.client;
-        client.watch.arm(Expiry::RequestHead, client.local.clock.now() + FORGETTING_MS);
+        client.watch.arm(Expiry::ClientIdle, client.local.clock.now() + FORGETTING_MS);
         let mut forgotten = 0;
         std::future::poll_fn(|cx| {
             client.watch.listen(cx);

@@ -40,7 +40,7 @@ use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
 use crate::slots::{Pair, Taken};
 use crate::sync::Arc;
-use crate::usage::meters::Tally;
+use crate::usage::meters::{Tally, Timeout};
 use crate::usage::{Ending, Rejection};
 
 /// The text of a node's error answer that is read before deciding about a retry, at most: more than any says.
@@ -314,6 +314,9 @@ fn failed(local: &Local, node: NodeId, exchange: &mut Exchange<Hold>, error: &At
     }
     if error.is_refused() {
         local.refused(node);
+    }
+    if error.is_late() {
+        local.timed_out(Timeout::Connect);
     }
     match error {
         error if error.is_ours() => Fault::Ours,

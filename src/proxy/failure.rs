@@ -79,6 +79,12 @@ impl AttemptError {
         matches!(self.cause, Cause::Refused)
     }
 
+    /// There was no connection in time (`connect`).
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.stage == Stage::Connect && matches!(self.cause, Cause::TimedOut)
+    }
+
     /// We are out of files, ports or memory: it says nothing of the node.
     #[must_use]
     pub fn is_ours(&self) -> bool {

@@ -27,7 +27,7 @@ use crate::proxy::watch::{Expiry, Watch, Watches};
 use crate::routing::RetryBudget;
 use crate::shared::{Shared, WorkerGauges};
 use crate::sync::Arc;
-use crate::usage::meters::Tally;
+use crate::usage::meters::{Tally, Timeout};
 use crate::usage::recorder::Recorder;
 use crate::usage::{Ending, Outcome, Rejection};
 
@@ -109,7 +109,9 @@ impl Client {
     /// Refuses the request before anything is known of it: counted, and said in the answer.
     pub fn reject(&self, why: Rejection) {
         self.chosen.set(Chosen::refused(Why::Refused(why)));
-        self.local.reject(why);
+        let outcome = self.local.reject(why);
+        let mode = self.local.rules().config.log.access;
+        self.local.shared.access.note(mode, &outcome, None, (self.request_id.get(), None));
     }
 
     /// Appends the lines that tell of the request: its id, and (unless `headers` is off) its node and the reason.
@@ -248,6 +250,11 @@ impl Local {
         self.recorder.meters().add(what, 1);
     }
 
+    /// Counts a time-out that passed.
+    pub fn timed_out(&self, timeout: Timeout) {
+        self.recorder.meters().timed_out(timeout);
+    }
+
     /// Decides on the current Snapshot without sharing it: the cheapest way to look (one relaxed load).
     pub fn with_snapshot<T>(&self, decide: impl FnOnce(&Snapshot) -> T) -> T {
         decide(self.snapshot.borrow_mut().load())
@@ -303,8 +310,10 @@ impl Local {
     }
 
     /// Records a request that was refused before anything was known of it.
-    pub fn reject(&self, why: Rejection) {
-        self.recorder.record(&Outcome::bare(self.clock.minute(), Ending::Rejected(why)), None);
+    pub fn reject(&self, why: Rejection) -> Outcome {
+        let outcome = Outcome::bare(self.clock.minute(), Ending::Rejected(why));
+        self.recorder.record(&outcome, None);
+        outcome
     }
 
     /// A foreign `Host` was refused: says what to set, once a minute.

@@ -11,8 +11,10 @@ use crate::evidence::{Chosen, Ended, Record, Why};
 use crate::ids::{KeyId, ModelId, NodeId};
 use crate::proxy::local::{Client, Local};
 use crate::proxy::tail::{RequestFacts, Tail, TailReport};
+use crate::proxy::watch::Expiry;
 use crate::slots::Pair;
 use crate::sync::Arc;
+use crate::usage::meters::Timeout;
 use crate::usage::{Ending, Outcome, Rejection};
 
 /// What is known of a request until it ends.
@@ -136,7 +138,18 @@ impl Ticket {
         };
         self.local().recorder.record(&outcome, self.pair.as_ref().map(|pair| &*pair.counters));
         let mode = self.local().rules().config.log.access;
-        self.local().shared.access.note(mode, &outcome, self.route, self.client.request_id.get());
+        let timeout = match ending {
+            // Their deadline is put away by the time they are told.
+            Ending::Rejected(Rejection::QueueTimeout) => Some(Timeout::QueueWait),
+            Ending::Rejected(Rejection::BodyMemory) => Some(Timeout::BodyMemory),
+            _ => self.client.watch.fired().map(Expiry::timeout),
+        };
+        self.local().shared.access.note(
+            mode,
+            &outcome,
+            Some(self.route),
+            (self.client.request_id.get(), timeout.map(Timeout::label)),
+        );
         self.keep_end(&outcome);
     }
 

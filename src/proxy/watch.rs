@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 
 use crate::clock::Millis;
+use crate::usage::meters::Timeout;
 
 /// Which bound passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +27,22 @@ pub enum Expiry {
     StreamIdle,
     /// `client_stall`: the client takes no byte.
     ClientStall,
+}
+
+impl Expiry {
+    /// Its name in the configuration, in metrics and logs.
+    #[must_use]
+    pub const fn timeout(self) -> Timeout {
+        match self {
+            Self::ClientIdle => Timeout::ClientIdle,
+            Self::RequestHead => Timeout::RequestHead,
+            Self::RequestBody => Timeout::RequestBodyIdle,
+            Self::BodyMemory => Timeout::BodyMemory,
+            Self::QueueWait => Timeout::QueueWait,
+            Self::StreamIdle => Timeout::StreamIdle,
+            Self::ClientStall => Timeout::ClientStall,
+        }
+    }
 }
 
 /// No deadline.
@@ -113,18 +130,20 @@ impl Watch {
         }
     }
 
-    /// Fires what is due; called by the tick.
-    fn check(&self, now: Millis) {
+    /// Fires what is due, and says what; called by the tick.
+    fn check(&self, now: Millis) -> Option<Expiry> {
         let stalled = now.saturating_sub(self.blocked_since.get()) >= self.client_stall_ms.get();
         if stalled {
             self.blocked_since.set(NEVER);
             self.fired.set(Some(Expiry::ClientStall));
-            self.wake();
         } else if now >= self.deadline.get() {
             self.deadline.set(NEVER);
             self.fired.set(Some(self.armed.get()));
-            self.wake();
+        } else {
+            return None;
         }
+        self.wake();
+        self.fired.get()
     }
 }
 
@@ -143,11 +162,13 @@ impl Watches {
         watch
     }
 
-    /// Fires what is due and forgets connections that are gone.
-    pub fn tick(&self, now: Millis) {
+    /// Fires what is due, telling each, and forgets connections that are gone.
+    pub fn tick(&self, now: Millis, mut fired: impl FnMut(Expiry)) {
         self.all.borrow_mut().retain(|watch| {
             watch.upgrade().is_some_and(|watch| {
-                watch.check(now);
+                if let Some(expiry) = watch.check(now) {
+                    fired(expiry);
+                }
                 true
             })
         });
@@ -170,9 +191,9 @@ mod tests {
         let watches = Watches::default();
         let watch = watches.add(1000);
         watch.arm(Expiry::QueueWait, 500);
-        watches.tick(499);
+        watches.tick(499, |_| {});
         assert_eq!(watch.fired(), None);
-        watches.tick(500);
+        watches.tick(500, |_| {});
         assert_eq!(watch.fired(), Some(Expiry::QueueWait));
         assert_eq!(watch.armed(), None);
     }
@@ -182,7 +203,7 @@ mod tests {
         let watches = Watches::default();
         let watch = watches.add(1000);
         watch.arm(Expiry::RequestBody, 10);
-        watches.tick(10);
+        watches.tick(10, |_| {});
         watch.arm(Expiry::StreamIdle, 1000);
         assert_eq!(watch.fired(), None);
     }
@@ -194,9 +215,9 @@ mod tests {
         watch.arm(Expiry::StreamIdle, 10_000);
         watch.write_blocked(50);
         watch.write_blocked(90);
-        watches.tick(149);
+        watches.tick(149, |_| {});
         assert_eq!(watch.fired(), None);
-        watches.tick(150);
+        watches.tick(150, |_| {});
         assert_eq!(watch.fired(), Some(Expiry::ClientStall));
     }
 
@@ -204,7 +225,7 @@ mod tests {
     fn a_closed_connection_is_forgotten() {
         let watches = Watches::default();
         drop(watches.add(100));
-        watches.tick(0);
+        watches.tick(0, |_| {});
         assert!(watches.all.borrow().is_empty());
     }
 }

@@ -78,6 +78,28 @@ figures! {
 }
 
 figures! {
+    /// A time-out that passed, by its name in the configuration.
+    Timeout {
+        /// No connection to a node in time.
+        Connect = "connect",
+        /// A client's head did not end.
+        RequestHead = "request_head",
+        /// A client's body did not go on.
+        RequestBodyIdle = "request_body_idle",
+        /// A client's connection was not used.
+        ClientIdle = "client_idle",
+        /// No room for a body.
+        BodyMemory = "body_memory",
+        /// No slot.
+        QueueWait = "queue_wait",
+        /// A node fell silent in mid-answer.
+        StreamIdle = "stream_idle",
+        /// A client took no byte.
+        ClientStall = "client_stall",
+    }
+}
+
+figures! {
     /// A level: the last value set, or the highest since start (see each).
     Mark {
         /// Longest delay of the worker's tick beyond its time, microseconds, highest since start.
@@ -170,6 +192,7 @@ pub struct WorkerMeters {
     load: Histogram,
     gap: Histogram,
     tallies: [AtomicU64; Tally::ALL.len()],
+    timeouts: [AtomicU64; Timeout::ALL.len()],
     marks: [AtomicU64; Mark::ALL.len()],
 }
 
@@ -187,6 +210,7 @@ impl WorkerMeters {
             load: Histogram::default(),
             gap: Histogram::default(),
             tallies: zeros(),
+            timeouts: zeros(),
             marks: zeros(),
         }
     }
@@ -194,6 +218,11 @@ impl WorkerMeters {
     /// Adds to a tally.
     pub fn add(&self, tally: Tally, by: u64) {
         bump(&self.tallies[tally as usize], by);
+    }
+
+    /// Counts a time-out that passed.
+    pub fn timed_out(&self, timeout: Timeout) {
+        bump(&self.timeouts[timeout as usize], 1);
     }
 
     /// Sets a level.
@@ -299,6 +328,7 @@ impl Meters {
             add_all(&mut sums.endings, &worker.endings);
             add_all(&mut sums.rejections, &worker.rejections);
             add_all(&mut sums.statuses, &worker.statuses);
+            add_all(&mut sums.timeouts, &worker.timeouts);
             sums.exact = sums.exact.plus(worker.exact.read());
             sums.estimated = sums.estimated.plus(worker.estimated.read());
             sums.first_byte.add(&worker.first_byte);
@@ -324,6 +354,8 @@ pub struct MeterSums {
     pub endings: [u64; Ending::COUNT],
     /// Rejections by reason, in the order of [`Rejection::ALL`].
     pub rejections: [u64; Rejection::ALL.len()],
+    /// Time-outs that passed, in the order of [`Timeout::ALL`].
+    pub timeouts: [u64; Timeout::ALL.len()],
     /// Requests by status class; 0 is "no status was sent".
     pub statuses: [u64; 6],
     /// Tokens that nodes reported.

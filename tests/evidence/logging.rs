@@ -9,7 +9,7 @@ use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 use herdgate::sync::spawn_thread;
 use serde_json::{Value, json};
 
-use crate::support::client::{get, once, post_once, request};
+use crate::support::client::{Client, get, once, post_once, request};
 use crate::support::proxy::eventually;
 use crate::{CHAT, MODEL};
 
@@ -154,4 +154,42 @@ async fn who_administered_what_is_in_the_log() {
         (&line["operation"], &line["key"], &line["result"]),
         (&json!("delete"), &json!("ops"), &json!("refused"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_out_that_ended_a_request_stands_in_its_line() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat(MODEL)])]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let extra = "slots: 1\ntimeouts: { stream_idle: 500ms, queue_wait: 100ms, request_body_idle: 200ms }\nlog: { format: json }";
+    let serving = Serving::start(&herd, directory.path(), extra).await;
+    let address = serving.address;
+    let ask = |id: &str, pace: u32| {
+        let body = format!(
+            r#"{{"model":"llama3","prompt":"x","options":{{"num_predict":9}},"sim":{{"tokens":9,"pace_ms":{pace}}}}}"#
+        );
+        request("POST", "/api/generate", &[("x-request-id", id)], body.as_bytes())
+    };
+    // Silent for seconds before its first byte, which is allowed, and then again.
+    let mut silent = Client::connect(address).await;
+    silent.send(&ask("silent", 3_000)).await;
+    let taken = || async {
+        get(address, "/metrics")
+            .await
+            .text()
+            .lines()
+            .any(|line| line.starts_with("herdgate_in_flight{") && line.ends_with(" 1"))
+    };
+    eventually("its slot is taken", taken).await;
+    assert_eq!(once(address, &ask("waits", 0)).await.status, 503);
+    let mut slow = Client::connect(address).await;
+    slow.send(b"POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: slow\r\nContent-Length: 9\r\n\r\n{").await;
+    assert_eq!(slow.answer().await.unwrap().status, 408);
+    assert!(silent.answer().await.unwrap().text().contains("fell silent"));
+    let mut told = std::collections::BTreeMap::new();
+    while told.len() < 3 {
+        let line = serving.line(|line| line["message"] == "request").await;
+        told.insert(line["request_id"].as_str().unwrap().to_owned(), line["timeout"].clone());
+    }
+    let wanted = [("silent", "stream_idle"), ("slow", "request_body_idle"), ("waits", "queue_wait")];
+    assert!(told.iter().map(|(id, timeout)| (id.as_str(), timeout.as_str().unwrap_or("none"))).eq(wanted), "{told:?}");
 }

@@ -2,7 +2,7 @@
 
 use crate::BODY;
 use crate::support::client::{Client, post};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, eventually};
 use crate::support::scripted::{After, Scripted, Step, chunk, chunked_head, finish, held};
 
 /// A node that falls silent after its first byte.
@@ -14,6 +14,13 @@ fn mute() -> Scripted {
         pace.send(Step::After(After::Hang)).unwrap();
         act
     })
+}
+
+/// How often a time-out has passed, as the metrics say.
+async fn passed(proxy: &Proxy, timeout: &str) -> u64 {
+    let text = crate::support::client::get(proxy.address, "/metrics").await.text();
+    let head = format!("herdgate_timeouts_total{{timeout=\"{timeout}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&head)).unwrap().parse().unwrap()
 }
 
 async fn ends_in_words(proxy: &Proxy, model: &str) -> bool {
@@ -33,6 +40,7 @@ async fn stream_idle_of_a_model_wins_over_its_nodes_and_that_over_the_global_one
     let answer = proxy.reload(&[], &format!("{}\n{model}", nodes("600s"))).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(ends_in_words(&proxy, "m").await, "the model's, where the node's is ten minutes");
+    assert_eq!(passed(&proxy, "stream_idle").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -46,6 +54,7 @@ async fn queue_wait_of_a_model_bounds_its_own_queue() {
     let mut second = Client::connect(proxy.address).await;
     second.send(&post("/api/generate", BODY)).await;
     assert_eq!(second.answer().await.unwrap().status, 503);
+    assert_eq!(passed(&proxy, "queue_wait").await, 1);
     finish(&paces.recv_async().await.unwrap());
     assert_eq!(first.answer().await.unwrap().status, 200);
 }
@@ -71,4 +80,64 @@ async fn pool_idle_of_a_node_closes_its_kept_connections() {
     proxy.reload(&[], &nodes("60s")).await;
     let (kept, again) = (connection().await, connection().await);
     assert_eq!(kept, again, "and kept where the node's own time allows");
+}
+
+/// A node that says more than any buffer takes, as long as it is listened to.
+fn flooding() -> Scripted {
+    Scripted::start(&["m:latest", "n:latest"], |_| {
+        let (pace, act) = crate::support::scripted::paced();
+        pace.send(Step::Send(chunked_head("application/x-ndjson"))).unwrap();
+        let line = [vec![b'x'; 65_536], b"\n".to_vec()].concat();
+        (0..512).for_each(|_| pace.send(Step::Send(chunk(&line))).unwrap());
+        pace.send(Step::After(After::Hang)).unwrap();
+        act
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_stall_of_a_model_wins_over_its_nodes_and_that_over_the_global_one() {
+    let node = flooding();
+    let nodes = |stall: &str| format!("nodes: [ {{ url: '{}', timeouts: {{ client_stall: {stall} }} }} ]", node.url());
+    let proxy = Proxy::from_file(&[], &nodes("300ms")).await;
+    proxy.until_listed("m:latest").await;
+    let stalls = async |told: u64| {
+        let mut client = Client::connect(proxy.address).await;
+        client.send(&post("/api/generate", r#"{"model":"m","prompt":"x"}"#)).await;
+        assert_eq!(client.begin().await.unwrap().status, 200);
+        eventually("it is taken as gone", || async { node.gone() == told }).await;
+    };
+    stalls(1).await;
+    let model = "models: { m: { timeouts: { client_stall: 300ms } } }";
+    let answer = proxy.reload(&[], &format!("{}\n{model}", nodes("600s"))).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    stalls(2).await;
+    assert_eq!(passed(&proxy, "client_stall").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn suspect_after_of_a_model_wins_over_its_nodes_and_that_over_the_global_one() {
+    let silent = || Scripted::start(&["m:latest"], |_| crate::support::scripted::Act::Bytes(Vec::new(), After::Hang));
+    // By node: the first is patient for two minutes, as everything is.
+    let (patient, quick) = (silent(), silent());
+    let nodes = |own: &str| {
+        format!(
+            "nodes: [ {{ name: patient, url: '{}' }}, {{ name: quick, url: '{}', timeouts: {{ suspect_after: {own} }} }} ]",
+            patient.url(),
+            quick.url()
+        )
+    };
+    for (own, model) in [("300ms", ""), ("600s", "models: { m: { timeouts: { suspect_after: 300ms } } }")] {
+        let proxy = Proxy::from_file(&[], &format!("{}\n{model}", nodes(own))).await;
+        proxy.until_listed("m:latest").await;
+        eventually("both serve", || async { proxy.loaded("m") == 2 }).await;
+        let mut clients = crate::asking(&proxy, 4).await;
+        let suspects = || {
+            let snapshot = proxy.shared().fleet.load();
+            let suspects = snapshot.configured().filter(|node| node.suspect).map(|node| node.name.to_string());
+            suspects.collect::<Vec<_>>()
+        };
+        let wanted: &[&str] = if model.is_empty() { &["quick"] } else { &["patient", "quick"] };
+        eventually("suspect", || async { suspects() == wanted }).await;
+        clients.drain(..).for_each(Client::reset);
+    }
 }

@@ -166,7 +166,8 @@ async fn a_head_that_began_behind_a_request_has_its_time_too() {
     let begun = [request("GET", "/api/version", &[], b""), b"GET /api/tags HT".to_vec()].concat();
     client.send(&begun).await;
     assert_eq!(client.answer().await.unwrap().status, 200);
-    assert!(client.is_closed().await, "long before client_idle");
+    assert_eq!(client.answer().await.unwrap().status, 408, "long before client_idle");
+    assert!(client.is_closed().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

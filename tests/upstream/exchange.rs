@@ -3,9 +3,12 @@
 use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
+use herdgate::config::{Env, Flags, Sources, load};
+use herdgate::fleet::resolve;
 use herdgate::http1::DecodeError;
 use herdgate::proxy::lingering::Leave;
 use herdgate::proxy::upstream::{BodyError, Cause, Stage};
+use herdgate::sync::Arc;
 use http::Method;
 
 use super::node::{Client, Node, deserted, next, ok, read, run, script, target, unresponsive, until};
@@ -162,6 +165,22 @@ fn refused_unknown_and_slow_to_connect() {
         let error = client.talk(&target(vec![address], 50), "").await.expect_err("no time");
         assert!(matches!(error.cause, Cause::TimedOut) && error.retry_safe() && !error.is_refused(), "{error:?}");
         assert_eq!(client.watch.dropped.get(), 3);
+    });
+}
+
+#[test]
+fn connect_of_a_node_wins_over_the_global_one() {
+    let (address, _full) = unresponsive();
+    let text = format!(
+        "nodes: [ {{ url: 'http://{address}', timeouts: {{ connect: 50ms }} }} ]\ntimeouts: {{ connect: 30s }}"
+    );
+    let sources = Sources { file: Some(("test.yaml".into(), text)), flags: Flags::default(), env: Env::default() };
+    let config = load(&sources).expect("a configuration").config;
+    let target = Arc::new(resolve::target(&config.nodes[0], config.timeouts.connect));
+    run(async {
+        let client = Client::new();
+        let error = client.talk(&target, "").await.expect_err("no time");
+        assert!(error.is_late(), "{error:?}");
     });
 }
 

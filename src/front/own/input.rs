@@ -34,6 +34,8 @@ pub(super) enum Next {
     Head(Bytes),
     /// What can never become one.
     Refused(Refused),
+    /// One that does not end in time.
+    Late,
     /// The end, or nothing in time.
     Closed,
 }
@@ -68,6 +70,7 @@ impl Connection {
             loop {
                 match self.buffered_head(&mut searched) {
                     Some(next) => return Poll::Ready(next),
+                    None if self.client.watch.fired() == Some(Expiry::RequestHead) => return Poll::Ready(Next::Late),
                     None if self.is_over() => return Poll::Ready(Next::Closed),
                     // Its first bytes may have come while the answer before it was sent.
                     None if !self.input.borrow().is_empty() => self.head_begins(),
@@ -111,8 +114,7 @@ impl Connection {
     /// Nothing more is wanted of a client that has no request under way.
     fn is_over(&self) -> bool {
         let idle = self.input.borrow().is_empty() && self.client.local.shared.phase() >= Phase::Draining;
-        let expired =
-            matches!(self.client.watch.fired(), Some(Expiry::ClientIdle | Expiry::RequestHead | Expiry::ClientStall));
+        let expired = matches!(self.client.watch.fired(), Some(Expiry::ClientIdle | Expiry::ClientStall));
         idle || expired
     }
 
