@@ -6,6 +6,7 @@
 
 mod client;
 mod faults;
+mod names;
 mod verdict;
 
 use std::ffi::OsStr;
@@ -23,6 +24,7 @@ use serde_json::Value;
 
 use self::client::{Errand, MODELS};
 use self::faults::{Dice, Fault, Kind};
+use self::names::Names;
 use self::verdict::{Clients, Shown, Tokens};
 use crate::accounting::Memory;
 use crate::fetch;
@@ -78,6 +80,8 @@ struct Stage {
     nodes_at: Vec<u16>,
     _herd: Running,
     dir: tempfile::TempDir,
+    /// Where the proxy can have names of its own.
+    names: Option<Names>,
     program: PathBuf,
     nodes: usize,
 }
@@ -135,11 +139,15 @@ impl Stage {
             let answer = fetch::get(control, "/sim/nodes")?;
             Ok(serde_json::from_slice::<Vec<String>>(&answer.body)?)
         })?;
-        std::fs::write(dir.path().join("herdgate.yaml"), configuration(port, &urls, dir.path()))?;
-        let proxy = serve(program, dir.path())?;
+        let names = Names::set_up(dir.path(), nodes)?;
         let nodes_at = urls.iter().map(|url| url.rsplit(':').next().unwrap_or_default().parse());
         let nodes_at = nodes_at.collect::<Result<Vec<u16>, _>>().context("ports of the nodes")?;
-        let stage = Self { proxy, port, control, nodes_at, _herd: herd, dir, program: program.to_path_buf(), nodes };
+        let named = |names: &Names| nodes_at.iter().enumerate().map(|(at, port)| names.url(at + 1, *port)).collect();
+        let urls: Vec<String> = names.as_ref().map_or(urls, named);
+        std::fs::write(dir.path().join("herdgate.yaml"), configuration(port, &urls, dir.path()))?;
+        let proxy = serve(program, dir.path(), names.as_ref())?;
+        let program = program.to_path_buf();
+        let stage = Self { proxy, port, control, nodes_at, _herd: herd, dir, names, program, nodes };
         stage.until_ready()?;
         (0..nodes).try_for_each(|node| stage.warm(node))?;
         Ok(stage)
@@ -175,6 +183,8 @@ impl Stage {
         let there = |kind: &Kind| match kind {
             Kind::Drained => drains,
             Kind::Reload => reloads,
+            Kind::Unresolved => self.names.is_some(),
+            Kind::ResolverHangs => self.names.as_ref().is_some_and(Names::can_hang),
             _ => true,
         };
         Kind::ALL.into_iter().filter(there).collect()
@@ -227,7 +237,11 @@ impl Stage {
             let path = format!("/herdgate/nodes/node-{}/{verb}", at + 1);
             expect_ok(post(self.port, &path, "")?, verb)
         };
+        let names = self.names.as_ref().context("names");
         match (fault.kind, begins) {
+            (Kind::Unresolved, true) => names?.fail(),
+            (Kind::ResolverHangs, true) => names?.hang(),
+            (Kind::Unresolved | Kind::ResolverHangs, false) => names?.heal(),
             (Kind::Killed, true) => sim("kill", ""),
             (Kind::Killed, false) => {
                 sim("restart", "")?;
@@ -302,7 +316,7 @@ impl Stage {
         shown.retries = metrics.sum("herdgate_retries_total", &[]);
         shown.retries_refused = metrics.sum("herdgate_retries_refused_total", &[]);
         ensure!(self.proxy.stop(PATIENCE), "the proxy does not end:\n{}", self.log());
-        self.proxy = serve(&self.program, self.dir.path())?;
+        self.proxy = serve(&self.program, self.dir.path(), self.names.as_ref())?;
         self.until_ready()?;
         // (Asked after the restart: these come from the store alone.)
         let counts = self.json("/api/token_counts")?;
@@ -394,16 +408,20 @@ fn configuration(port: u16, urls: &[String], dir: &Path) -> String {
         urls.iter().enumerate().map(|(at, url)| format!("  - {{ url: {url}, name: node-{} }}\n", at + 1)).collect();
     format!(
         "listen: 127.0.0.1:{port}\ndata: {}\nworkers: 2\nnodes:\n{nodes}\
-         health: {{ probe: 300ms, probe_timeout: 5s, backoff_max: 600ms, ps: 500ms, tags: 500ms }}\n\
+         health: {{ probe: 300ms, probe_timeout: 5s, backoff_max: 600ms, ps: 500ms, tags: 500ms, resolve: 1s }}\n\
          timeouts: {{ stream_idle: 3s, suspect_after: 4s }}\nlog: {{ level: info, access: errors }}\n",
         serde_json::json!(dir.join("data"))
     )
 }
 
-fn serve(program: &Path, dir: &Path) -> anyhow::Result<Running> {
+fn serve(program: &Path, dir: &Path, names: Option<&Names>) -> anyhow::Result<Running> {
     let config = dir.join("herdgate.yaml");
-    let arguments = [OsStr::new("serve"), OsStr::new("--config"), config.as_os_str()];
-    process::start_anywhere(program, &arguments, log(&dir.join("proxy.log"))?)
+    let command = [program.as_os_str(), OsStr::new("serve"), OsStr::new("--config"), config.as_os_str()];
+    let log = log(&dir.join("proxy.log"))?;
+    match names.map(|names| names.wrapped(&command)) {
+        Some((program, arguments)) => process::start_anywhere(&program, &arguments, log),
+        None => process::start_anywhere(program, &command[1..], log),
+    }
 }
 
 fn log(path: &Path) -> anyhow::Result<Stdio> {

@@ -55,10 +55,14 @@ pub(crate) enum Kind {
     Drained,
     /// The proxy reads its configuration again.
     Reload,
+    /// No node's name resolves any more.
+    Unresolved,
+    /// Whoever asks for a node's name waits.
+    ResolverHangs,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Killed,
         Self::Refuses,
         Self::Hangs,
@@ -76,6 +80,8 @@ impl Kind {
         Self::MutePs,
         Self::Drained,
         Self::Reload,
+        Self::Unresolved,
+        Self::ResolverHangs,
     ];
 
     pub(crate) const fn label(self) -> &'static str {
@@ -97,13 +103,15 @@ impl Kind {
             Self::MutePs => "mute at ps",
             Self::Drained => "drained",
             Self::Reload => "reload",
+            Self::Unresolved => "no name resolves",
+            Self::ResolverHangs => "resolver hangs",
         }
     }
 
     /// The simulated node's own word for it; `None` where it is not a fault of its.
     pub(crate) const fn fault(self) -> Option<&'static str> {
         Some(match self {
-            Self::Killed | Self::Drained | Self::Reload => return None,
+            Self::Killed | Self::Drained | Self::Reload | Self::Unresolved | Self::ResolverHangs => return None,
             Self::Refuses => r#"{"harm":"refuse"}"#,
             // Bounded, so that it is known how many clients may wait in vain.
             Self::Hangs => r#"{"harm":"hang","next":2}"#,
@@ -122,6 +130,15 @@ impl Kind {
             Self::EmptyTags => r#"{"harm":"empty_lists"}"#,
             Self::MutePs => r#"{"harm":"hang","path":"/api/ps"}"#,
         })
+    }
+
+    /// How long it lasts at least.
+    const fn least(self) -> Duration {
+        match self {
+            // Names are looked up each second.
+            Self::Unresolved | Self::ResolverHangs => Duration::from_millis(2_500),
+            _ => Duration::from_millis(500),
+        }
     }
 
     /// Clients that may wait in vain for a first byte because of it.
@@ -158,7 +175,7 @@ pub(crate) fn plan(seed: u64, nodes: usize, length: Duration, kinds: &[Kind]) ->
         let drawn = usize::try_from(dice.below(bag.len() as u64)).unwrap_or(0);
         let kind = bag.swap_remove(drawn);
         let node = usize::try_from(dice.below(nodes as u64)).unwrap_or(0);
-        let to = at + Duration::from_millis(500 + dice.below(1_200));
+        let to = at + kind.least() + Duration::from_millis(dice.below(1_200));
         if to + RECOVERY > length {
             break;
         }

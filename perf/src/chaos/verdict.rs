@@ -166,7 +166,10 @@ impl Shown {
         row("faults", format!("{}: {}", self.faults.values().sum::<u64>(), faults.join(", ")));
         if !self.without.is_empty() {
             let names: Vec<&str> = self.without.iter().map(|kind| kind.label()).collect();
-            row("without", format!("{} (this proxy has no such route)", names.join(", ")));
+            row(
+                "without",
+                format!("{} (this proxy has no such route, or this machine no such means)", names.join(", ")),
+            );
         }
         row("retries", format!("{}; {} not made because the budget was spent", self.retries, self.retries_refused));
         for (node, proxy, own) in &self.nodes {
