@@ -320,3 +320,27 @@ async fn those_that_wait_end_at_once_when_no_node_is_left() {
     assert_eq!(proxy.waiting("m"), 0);
     eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_when_the_process_drains_is_told_at_once_and_what_runs_runs_on() {
+    let (node, paces) = held();
+    let proxy = Proxy::start(&[node.url()], "slots: 1").await;
+    proxy.until_listed("m:latest").await;
+    let mut running = ask(&proxy, 1).await;
+    let pace = paces.recv_async().await.unwrap();
+    let mut waiting = Client::connect(proxy.address).await;
+    waiting.send(&post("/v1/chat/completions", r#"{"model":"m","messages":[]}"#)).await;
+    eventually("it waits", || async { proxy.waiting("m") == 1 }).await;
+    let mut events = Client::connect(proxy.address).await;
+    events.send(&client::request("GET", "/api/usage-stream", &[], b"")).await;
+    assert_eq!(events.begin().await.unwrap().status, 200);
+    proxy.gate().leave();
+    while events.chunk().await.is_some() {}
+    proxy.gate().drain();
+    let told = waiting.answer().await.unwrap();
+    assert_eq!((told.status, told.header("connection")), (503, Some("close")));
+    assert!(told.header("retry-after").is_some() && told.json()["error"]["message"].is_string(), "{}", told.text());
+    finish(&pace);
+    assert_eq!(running.answer().await.unwrap().status, 200);
+    eventually("drained", || async { proxy.gate().is_drained() }).await;
+}

@@ -37,6 +37,10 @@
 //! | key rotation | tests/operate/reload.rs | router_keys_rotate_under_load_without_a_dropped_request |
 //! | a node's key rotates | tests/operate/nodes.rs | an_api_key_of_a_node_rotates_with_the_next_request |
 //! | DNS name that changes, resolver that fails | tests/operate/nodes.rs | a_dns_name_that_changes_is_followed_and_a_resolver_that_fails_changes_nothing |
+//! | a DNS name that is many nodes | tests/operate/nodes.rs | nodes_behind_an_expanded_name_come_and_go_without_a_reload |
+//! | a resolver that hangs | tests/operate/nodes.rs | a_resolver_that_hangs_delays_neither_start_nor_service_nor_end |
+//! | who waits at SIGTERM is told at once | tests/proxy/waiting.rs | who_waits_when_the_process_drains_is_told_at_once_and_what_runs_runs_on |
+//! | a service manager is told | tests/process.rs | a_service_manager_is_told_when_it_is_ready_reloads_and_drains |
 //! | IPv6 | tests/operate/nodes.rs | ipv6_nodes_and_clients_are_served_and_one_listener_takes_both_families |
 //! | nodes added and removed under streams | tests/operate/nodes.rs | nodes_are_added_and_removed_under_streams |
 //! | a rolling upgrade | tests/operate/drain.rs | nodes_are_upgraded_in_turn_and_no_client_notices |
@@ -53,30 +57,36 @@ mod disk;
 mod loads;
 mod names;
 mod nodes;
+mod promises;
 mod sick;
 
 use std::path::Path;
 
-/// Story, file and test of each row of the table above.
-fn table() -> Vec<[String; 3]> {
+/// The rows of a table in a file's header, three cells each, but for the one that begins with `head`.
+pub(crate) fn rows(text: &'static str, head: &str) -> Vec<[String; 3]> {
     let row = |line: &'static str| {
         let cells: Vec<&str> = line.strip_prefix("//! | ")?.strip_suffix(" |")?.split(" | ").collect();
         <[&str; 3]>::try_from(cells).ok().map(|cells| cells.map(str::to_owned))
     };
-    include_str!("main.rs").lines().filter_map(row).filter(|[story, ..]| story != "story").collect()
+    text.lines().filter_map(row).filter(|[first, ..]| first != head).collect()
+}
+
+/// Fails, naming what is told, if the file has no such test.
+pub(crate) fn assert_tests_exist(told: &str, file: &str, test: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{told}: {file}: {error}"));
+    let head = format!("fn {test}(");
+    let at = text.find(&head).unwrap_or_else(|| panic!("{told}: {file} has no test {test}"));
+    let before = text[..at].trim_end_matches("async ").trim_end();
+    let marked = before.ends_with("]") && before[before.rfind("#[").unwrap()..].contains("test");
+    assert!(marked, "{told}: {test} in {file} is no test");
 }
 
 #[test]
 fn every_story_names_a_test_that_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let table = table();
+    let table = rows(include_str!("main.rs"), "story");
     assert!(table.len() > 25, "the table is read: {}", table.len());
     for [story, file, test] in table {
-        let text = std::fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{story}: {file}: {error}"));
-        let head = format!("fn {test}(");
-        let at = text.find(&head).unwrap_or_else(|| panic!("{story}: {file} has no test {test}"));
-        let before = text[..at].trim_end_matches("async ").trim_end();
-        let marked = before.ends_with("]") && before[before.rfind("#[").unwrap()..].contains("test");
-        assert!(marked, "{story}: {test} in {file} is no test");
+        assert_tests_exist(&story, &file, &test);
     }
 }
