@@ -11,7 +11,8 @@
 //! release(cell): a waiter it may serve? hand the slot over, count unchanged
 //!                else count - 1; fence; while somebody waits and a slot can be taken: take it, hand it over
 //! wait:          enter the queue; then at every poll: register the waker, look for a grant, fence,
-//!                take a slot of any cell if one is free and release it (that serves the head, perhaps us), look again
+//!                take a slot of any cell if one is free and release it (that serves the head, perhaps us), look again:
+//!                until we are served, or nothing is free, or nobody could be served with it
 //! leave:         WAIT -> GONE; if a slot was granted meanwhile, release it
 //! new capacity:  (limit raised, node opened, model loaded or found) then the same loop as after a release: `offer`
 //! ```

@@ -298,6 +298,20 @@ fn waiters_are_served_in_order_across_threads() {
 }
 
 #[test]
+fn a_look_that_serves_another_looks_again() {
+    // Both slots are free and neither waiter has looked: what the second finds first is the first one's, who will not look
+    // any more then. Nobody else knows that the other slot is free.
+    let queue = Arc::new(Queue::new(8));
+    let cells = [0, 1].map(|node| Watched::new(node, Limit::Hard(1), &[Arc::clone(&queue)]));
+    let mut waiting = [(); 2].map(|()| Waiting::join(&queue, Wants::ANY).unwrap());
+    let mut look = |at: usize| {
+        let mut cx = Context::from_waker(Waker::noop());
+        waiting[at].poll_grant(&mut cx, &mut || take(&cells, Wants::ANY, 0)).is_ready()
+    };
+    assert!(look(1) && look(0));
+}
+
+#[test]
 fn retried_waiters_stand_before_new_ones() {
     let queue = Arc::new(Queue::new(8));
     let cell = Watched::new(0, Limit::Hard(1), &[Arc::clone(&queue)]);

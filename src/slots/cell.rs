@@ -345,22 +345,36 @@ impl Cell {
 
     /// Capacity appeared without a release: while someone waits and a slot can be taken, grants it.
     pub fn offer(self: &Arc<Self>) {
+        self.serve_free();
+    }
+
+    /// The same; true if it served anybody.
+    fn serve_free(self: &Arc<Self>) -> bool {
+        let mut served = false;
         pairing_fence();
         while self.is_wanted() && (self.try_take_warm() || self.try_take_over()) {
-            if !self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
+            if self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
+                served = true;
+            } else {
                 self.give_back();
                 pairing_fence();
             }
         }
+        served
     }
 
     /// Gives back one held slot: to a waiter if this cell may serve one, else to the count.
     pub fn release(self: &Arc<Self>) {
+        self.pass_on();
+    }
+
+    /// The same; true if it, or what was free besides, went to a waiter.
+    pub(super) fn pass_on(self: &Arc<Self>) -> bool {
         if self.is_wanted() && self.may_hand_over() && self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
-            return;
+            return true;
         }
         self.give_back();
-        self.offer();
+        self.serve_free()
     }
 
     /// Gives back a slot that was taken or granted and never became a [`crate::slots::Permit`]; a cold one is a failed load

@@ -358,6 +358,78 @@ fn linked_queue_is_served() {
     });
 }
 
+/// A Snapshot that lists the cell is published, then the queue is linked. The waiter decided to wait by an older one; its
+/// own look is into the newest, and that is what it is owed: the poller may have looked before it was in the queue.
+fn joined_by_an_old_snapshot() {
+    let queue = queue();
+    let cell = loaded_cell(A, Limit::Hard(1));
+    // The Snapshot in force; what publishes it orders less here than where it runs.
+    let published = Arc::new(AtomicU32::new(0));
+    let poller = {
+        let (queue, cell, published) = (Arc::clone(&queue), Arc::clone(&cell), Arc::clone(&published));
+        thread::spawn(move || {
+            published.store(1, Ordering::Relaxed);
+            cell.link(queue);
+        })
+    };
+    let mut waiting = Waiting::join(&queue, Wants::ANY).unwrap();
+    let mut look = || (published.load(Ordering::Relaxed) == 1 && cell.try_take_warm()).then(|| Arc::clone(&cell));
+    let grant = block_on(poll_fn(|cx| waiting.poll_grant(cx, &mut look)));
+    slot_of(grant).release();
+    drop(waiting);
+    poller.join().unwrap();
+    assert_at_rest(&[&cell], &[&queue]);
+}
+
+#[test]
+fn waiter_with_an_old_snapshot_looks_into_the_new_one() {
+    explore(3, joined_by_an_old_snapshot);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn twin_without_fences_misses_the_new_snapshot() {
+    WITHOUT_FENCES.set(true);
+    explore(3, joined_by_an_old_snapshot);
+}
+
+#[test]
+fn waiter_with_an_old_snapshot_follows_its_model() {
+    explore(1, || {
+        // The model's weights get another cell (a new Snapshot, then the links) while the old one's only slot comes back.
+        // Who is granted a slot that the newest Snapshot does not list returns it and decides again, as the proxy does.
+        let queue = queue();
+        let (old, new) = (full_cell(A, &queue), loaded_cell(A, Limit::Hard(1)));
+        let published = Arc::new(AtomicU32::new(0));
+        let poller = {
+            let (queue, old, new) = (Arc::clone(&queue), Arc::clone(&old), Arc::clone(&new));
+            let published = Arc::clone(&published);
+            thread::spawn(move || {
+                published.store(1, Ordering::Release);
+                old.unlink(&queue);
+                new.link(queue);
+            })
+        };
+        let releaser = {
+            let old = Arc::clone(&old);
+            thread::spawn(move || old.release())
+        };
+        let listed = || if published.load(Ordering::Acquire) == 0 { &old } else { &new };
+        loop {
+            let mut waiting = Waiting::join(&queue, Wants::ANY).unwrap();
+            let mut look = || Some(listed()).filter(|cell| cell.try_take_warm()).cloned();
+            let got = slot_of(block_on(poll_fn(|cx| waiting.poll_grant(cx, &mut look))));
+            if Arc::ptr_eq(&got, listed()) {
+                break got.release();
+            }
+            got.return_unused(Taken::Warm);
+        }
+        poller.join().unwrap();
+        releaser.join().unwrap();
+        assert_at_rest(&[&old, &new], &[&queue]);
+    });
+}
+
 #[test]
 fn retried_waiter_gets_the_other_node() {
     explore(2, || {

@@ -348,7 +348,8 @@ impl Waiting {
     }
 
     /// Looks for a grant. `take` takes a warm slot of any cell that may serve this request
-    /// ([`crate::routing::take_for_waiter`]); what it takes goes to the first in the queue, perhaps this one.
+    /// ([`crate::routing::take_for_waiter`]); what it takes goes to the first in the queue, perhaps this one, else it looks
+    /// again.
     /// Cancel safe: a grant that was not collected is given back when the place is dropped.
     pub fn poll_grant(&mut self, cx: &mut Context<'_>, take: &mut dyn FnMut() -> Option<Arc<Cell>>) -> Poll<Grant> {
         self.waiter.waker.register(cx.waker());
@@ -356,8 +357,11 @@ impl Waiting {
             return Poll::Ready(grant);
         }
         pairing_fence();
-        if let Some(cell) = take() {
-            cell.release();
+        // What serves another leaves this one where it was: nobody else has looked for it at what is free besides.
+        while take().is_some_and(|cell| cell.pass_on()) {
+            if let Some(grant) = self.collect() {
+                return Poll::Ready(grant);
+            }
         }
         match self.collect() {
             Some(grant) => Poll::Ready(grant),
