@@ -51,6 +51,8 @@ pub struct Config {
     pub slots: SlotsConfig,
     /// The key that `slots` comes from: `slots`, `max_concurrent_connections` or `default`.
     pub slots_origin: &'static str,
+    /// Slots of all models of a node together, where the node does not say otherwise.
+    pub node_slots: NodeSlots,
     /// Overrides by model name or glob, first match wins.
     pub models: Vec<ModelConfig>,
     /// Keys that open the router; empty: no key is asked for.
@@ -109,6 +111,8 @@ pub struct NodeConfig {
     pub kind: NodeKind,
     /// Its own slots, if configured.
     pub slots: Option<SlotsConfig>,
+    /// Its own slots of all models together, if configured.
+    pub node_slots: Option<NodeSlots>,
     /// Sent as `Authorization: Bearer …` to this node.
     pub api_key: Option<Secret>,
     /// A name with several addresses becomes several nodes.
@@ -140,6 +144,27 @@ pub enum SlotsConfig {
     Soft(u32),
     /// A hard limit.
     Hard(u32),
+}
+
+/// Slots of all models of a node together.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum NodeSlots {
+    /// As many as its models have.
+    #[default]
+    Off,
+    /// A hard limit.
+    Hard(u32),
+}
+
+impl NodeSlots {
+    /// The limit, if there is one.
+    #[must_use]
+    pub fn limit(self) -> Option<u32> {
+        match self {
+            Self::Off => None,
+            Self::Hard(slots) => Some(slots),
+        }
+    }
 }
 
 /// Overrides for models whose name matches.

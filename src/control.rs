@@ -20,7 +20,7 @@ use crate::fleet::fanout::{Desk, Order};
 use crate::fleet::report::Reports;
 use crate::fleet::{self, poll::Poller};
 use crate::operator::Origin;
-use crate::routing;
+use crate::routing::{self, Parked};
 use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, spawn_local};
 
@@ -116,17 +116,24 @@ async fn look_after(shared: Arc<Shared>) {
     let mut sample = tokio::time::interval(SAMPLE);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut resynced, mut beaten, mut published) = (0, 0, Vec::new());
-    let mut next_state_us = 0;
+    let (mut next_state_us, mut rounds) = (0, 0_usize);
     loop {
         sample.tick().await;
         let now = shared.clock.now();
         let snapshot = shared.fleet.snapshot.load_full();
         let spill_after = millis(shared.config.now().routing.cold_spill_after);
-        for model in snapshot.models.values() {
-            if !model.queue.is_empty() {
-                routing::serve_waiting(&snapshot, model, now, spill_after);
-            }
+        let parked = Parked::before(&snapshot);
+        let mut waited_for: Vec<_> = snapshot.models.values().filter(|model| !model.queue.is_empty()).collect();
+        if !waited_for.is_empty() {
+            // Each is first in its turn: where a node has one seat to load with, the first takes it.
+            let first = rounds % waited_for.len();
+            waited_for.rotate_left(first);
+            rounds = rounds.wrapping_add(1);
         }
+        for model in waited_for {
+            routing::serve_waiting(&snapshot, model, now, spill_after);
+        }
+        parked.give_back();
         shared.access.write(&shared.names);
         if shared.phase() >= Phase::Leaving {
             shared.live.close();

@@ -13,6 +13,8 @@
 //!    nowhere, or all copies have been full for `spill_after`; one load of a name at a time, one on a recovering node;
 //! 4. soft limits only: the loaded copy with the least relative load, over its limit;
 //! 5. wait, if a node that is up could serve later.
+//!
+//! A node that is at its `node_slots`, or has a seat that others wait for, counts as full for new requests in each of these.
 
 mod any;
 mod cold;
@@ -23,7 +25,7 @@ pub mod locked;
 mod retry;
 
 pub use any::{AnyAsk, least_any, pick_any};
-pub use cold::serve_waiting;
+pub use cold::{Parked, serve_waiting};
 pub use retry::RetryBudget;
 
 use crate::clock::Millis;
@@ -100,7 +102,7 @@ pub fn pick(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Choice {
         if let Some(candidate) = take_warm(snapshot, model, ask) {
             return Choice::Go { candidate, taken: Taken::Warm };
         }
-        if let Some(candidate) = cold::start(snapshot, model, ask) {
+        if let Some(candidate) = cold::start(snapshot, model, ask, cold::By::New) {
             return Choice::Go { candidate, taken: Taken::Cold };
         }
         if let Some(candidate) = take_over(snapshot, model, ask) {
@@ -114,7 +116,9 @@ pub fn pick(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Choice {
 /// [`pick`]; cold starts for waiters are the control thread's ([`serve_waiting`]).
 #[must_use]
 pub fn take_for_waiter(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<Arc<Cell>> {
-    let candidate = take_warm(snapshot, model, ask).or_else(|| take_over(snapshot, model, ask))?;
+    let candidate = take_warm(snapshot, model, ask)
+        .or_else(|| take_over(snapshot, model, ask))
+        .or_else(|| take_in_turn(snapshot, model, ask))?;
     Some(Arc::clone(&model.candidates[candidate].pair.cell))
 }
 
@@ -148,6 +152,17 @@ fn take_over(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize>
         }
     }
     let fits = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.try_take_over();
+    model.candidates.iter().position(fits)
+}
+
+/// A node whose models have a limit together is asked on behalf of a waiter even where it looks full to new requests: being
+/// refused leaves the mark by which the next seat that is given back there finds the waiter.
+fn take_in_turn(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
+    let fits = |c: &Candidate| {
+        c.pair.cell.node_word.is_limited()
+            && ask.admits(snapshot, c)
+            && (c.pair.cell.try_take_warm() || c.pair.cell.try_take_over())
+    };
     model.candidates.iter().position(fits)
 }
 

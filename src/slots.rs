@@ -16,6 +16,8 @@
 //! leave:         WAIT -> GONE; if a slot was granted meanwhile, release it
 //! new capacity:  (limit raised, node opened, model loaded or found) then the same loop as after a release: `offer`
 //! ```
+//!
+//! Where a node's models have a limit together (`node_slots`), a slot needs a seat of the node as well: `node_total.rs`.
 
 mod bank;
 mod cell;
@@ -24,6 +26,7 @@ mod links;
 mod model;
 mod model_word;
 mod node;
+mod node_total;
 mod permit;
 mod waiters;
 

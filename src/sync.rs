@@ -8,7 +8,7 @@
 //! [`Arc`] stays std's under loom: loom's own can hold neither `str` nor stand behind `arc-swap`, and what it would add
 //! (leaks, order of the last drop) the models check by counting.
 
-pub use std::sync::Arc;
+pub use std::sync::{Arc, Weak};
 
 #[cfg(not(proxy_loom))]
 pub use std::sync::atomic::{

@@ -1,7 +1,7 @@
 //! The scenarios of the loom models on real threads: late binding under load, with cancellation, retries, refusals,
 //! changing limits and nodes that close. Bounded work, no clock: what is asserted is counts and order.
 //!
-//! Properties: a hard limit is never exceeded (peak = limit); nothing is held at rest; no waiter is lost (a lost one hangs
+//! Properties: a hard limit, a model's or a node's, is never exceeded (peak = limit); nothing is held at rest; no waiter is lost (a lost one hangs
 //! the test); the slots are served in the order of the queue; counters agree with permits.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
@@ -26,7 +26,11 @@ impl Watched {
     fn new(node: u32, limit: Limit, queues: &[Arc<Queue>]) -> Arc<Self> {
         let word = Arc::new(NodeWord::new());
         word.set_up(true);
-        let cell = Arc::new(Cell::new(CellId(node), NodeId(node), word, limit));
+        Self::on(&word, node, limit, queues)
+    }
+
+    fn on(word: &Arc<NodeWord>, node: u32, limit: Limit, queues: &[Arc<Queue>]) -> Arc<Self> {
+        let cell = Arc::new(Cell::new(CellId(node), NodeId(node), Arc::clone(word), limit));
         cell.mark_loaded(1);
         queues.iter().for_each(|q| cell.link(Arc::clone(q)));
         let counters = Arc::new(PairCounters::new(THREADS));
@@ -40,6 +44,11 @@ impl Watched {
 
     /// Holds the slot over a few turns of the runtime.
     async fn hold(&self, worker: usize, turns: u32) {
+        self.hold_and(worker, turns, || {}).await;
+    }
+
+    /// The same; `end` is called before it is given back.
+    async fn hold_and(&self, worker: usize, turns: u32, end: impl FnOnce()) {
         let permit = Permit::new(Arc::clone(&self.pair), WorkerId(worker), Taken::Warm);
         let now = self.holders.fetch_add(1, Ordering::SeqCst) + 1;
         self.peak.fetch_max(now, Ordering::SeqCst);
@@ -47,6 +56,7 @@ impl Watched {
             tokio::task::yield_now().await;
         }
         self.holders.fetch_sub(1, Ordering::SeqCst);
+        end();
         drop(permit);
     }
 
@@ -222,6 +232,118 @@ fn limits_move_and_nodes_close_without_losing_anybody() {
         cell.assert_at_rest();
     }
     assert_eq!(queue.len(), 0);
+}
+
+/// Three models with two slots each on one node, and who holds what of all of them together.
+struct Shared {
+    word: Arc<NodeWord>,
+    queues: Vec<Arc<Queue>>,
+    cells: Vec<Arc<Watched>>,
+    holders: AtomicU32,
+    peak: AtomicU32,
+    /// Grants of each model while the other two wait as well.
+    grants: [AtomicU32; 3],
+}
+
+impl Shared {
+    fn new(slots: u32) -> Arc<Self> {
+        let word = Arc::new(NodeWord::new());
+        word.set_up(true);
+        let queues: Vec<_> = (0..3).map(|_| Arc::new(Queue::new(1_024))).collect();
+        let cells: Vec<_> =
+            (0..3).map(|at| Watched::on(&word, at, Limit::Hard(2), &queues[at as usize..=at as usize])).collect();
+        word.set_slots(Some(slots), cells.iter().map(|one| one.cell()));
+        Arc::new(Self {
+            word,
+            queues,
+            cells,
+            holders: AtomicU32::new(0),
+            peak: AtomicU32::new(0),
+            grants: Default::default(),
+        })
+    }
+
+    fn limit(&self, slots: Option<u32>) {
+        self.word.set_slots(slots, self.cells.iter().map(|one| one.cell()));
+    }
+
+    async fn serve(&self, worker: usize, task: usize, round: usize) {
+        let (model, random) = (task % 3, mixed(worker, task, round));
+        let cells = &self.cells[model..=model];
+        if random.is_multiple_of(16) {
+            return lose_patience(&self.queues[model], cells, random % 3).await;
+        }
+        let cell = acquire(&self.queues[model], cells, Wants::ANY, random).await.expect("nobody refuses");
+        assert!(Arc::ptr_eq(&cell, cells[0].cell()), "a slot of another model");
+        if self.queues.iter().all(|queue| !queue.is_empty()) {
+            self.grants[model].fetch_add(1, Ordering::SeqCst);
+        }
+        let now = self.holders.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(now, Ordering::SeqCst);
+        cells[0].hold_and(worker, 1 + random as u32 % 3, || _ = self.holders.fetch_sub(1, Ordering::SeqCst)).await;
+    }
+
+    fn assert_at_rest(&self) {
+        self.cells.iter().for_each(|one| one.assert_at_rest());
+        assert_eq!((self.word.seats(), self.queues.iter().map(|one| one.len()).sum::<u32>()), (0, 0));
+    }
+}
+
+#[test]
+fn i1_the_limit_of_a_node_holds_over_its_models_and_none_starves() {
+    let node = Shared::new(3);
+    let at_work = Arc::clone(&node);
+    on_threads(24, move |worker, task| {
+        let node = Arc::clone(&at_work);
+        async move {
+            for round in 0..300 {
+                node.serve(worker, task, round).await;
+            }
+        }
+    });
+    assert_eq!(node.peak.load(Ordering::SeqCst), 3, "peak");
+    let grants = node.grants.each_ref().map(|one| one.load(Ordering::SeqCst));
+    let (least, most) = (*grants.iter().min().unwrap(), *grants.iter().max().unwrap());
+    assert!(least > 0 && most < 3 * least, "turns while all three wait: {grants:?}");
+    node.assert_at_rest();
+}
+
+#[test]
+fn the_limit_of_a_node_comes_moves_and_goes_without_losing_anybody() {
+    let node = Shared::new(1);
+    let done = Arc::new(AtomicBool::new(false));
+    let control = {
+        let (node, done) = (Arc::clone(&node), Arc::clone(&done));
+        spawn_thread("control", move || {
+            for round in 0u32.. {
+                node.limit([Some(2), None, Some(1), Some(3)][round as usize % 4]);
+                if round % 3 == 0 {
+                    node.word.set_up(round % 2 == 0);
+                }
+                node.cells.iter().for_each(|one| one.cell().offer());
+                if done.load(Ordering::Acquire) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            node.word.set_up(true);
+            node.cells.iter().for_each(|one| one.cell().offer());
+        })
+        .unwrap()
+    };
+    let at_work = Arc::clone(&node);
+    on_threads(12, move |worker, task| {
+        let node = Arc::clone(&at_work);
+        async move {
+            for round in 0..200 {
+                node.serve(worker, task, round).await;
+            }
+        }
+    });
+    done.store(true, Ordering::Release);
+    control.join().unwrap();
+    assert!(node.peak.load(Ordering::SeqCst) <= 6, "the models' own limits");
+    node.assert_at_rest();
 }
 
 #[test]

@@ -55,6 +55,8 @@ metrics! {
     Load = "herdgate_load_seconds", Histogram, "Load time that nodes report, of requests whose node does.";
     Total = "herdgate_request_seconds", Histogram, "From a request's arrival to its end.";
     InFlight = "herdgate_in_flight", Gauge, "Slots held now, by node and model.";
+    Seats = "herdgate_node_in_flight", Gauge, "Slots held now of all models of a node together.";
+    NodeSlots = "herdgate_node_slots", Gauge, "Slots of all models of a node together at most, of nodes with such a limit.";
     Started = "herdgate_started_total", Counter, "Slots ever taken, by node and model.";
     Queue = "herdgate_queue_length", Gauge, "Requests waiting for a slot, by model.";
     Tokens = "herdgate_tokens_total", Counter, "Tokens that nodes reported since the start; cached ones are part of input.";
@@ -209,6 +211,11 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::Load => text.distribution(&[], &distribution(&read.sums.load)),
         M::Total => text.distribution(&[], &distribution(&read.sums.total)),
         M::InFlight => by_pair(read, text, |pair| pair.in_flight),
+        M::Seats => read.nodes.iter().for_each(|node| text.whole(&[("node", &node.name)], node.seats)),
+        M::NodeSlots => {
+            let limits = read.nodes.iter().filter_map(|node| Some((&node.name, node.slots?)));
+            limits.for_each(|(node, slots)| text.whole(&[("node", node)], slots.into()));
+        }
         M::Started => by_pair(read, text, |pair| pair.starts),
         M::Queue => read.queues.iter().for_each(|(model, length)| text.whole(&[("model", model)], *length)),
         M::Tokens => tokens(read, text, |pair| pair.exact),

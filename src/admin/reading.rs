@@ -31,6 +31,9 @@ pub(crate) struct NodeReading {
     pub(crate) draining: bool,
     /// It answers, and takes new work.
     pub(crate) open: bool,
+    /// Slots held of all its models together, and at most.
+    pub(crate) seats: u64,
+    pub(crate) slots: Option<u32>,
     /// What is wrong with it though it serves: the kind, and in words.
     pub(crate) sick: Vec<(&'static str, String)>,
     pub(crate) cause: Arc<str>,
@@ -50,6 +53,8 @@ impl NodeReading {
             up: node.up,
             draining: node.draining,
             open: node.word.is_open(),
+            seats: node.word.seats(),
+            slots: node.word.slots(),
             sick: sick(node),
             cause: node.cause.clone(),
             since: node.since,
@@ -266,6 +271,8 @@ pub(crate) mod tests {
             up,
             draining: false,
             open: up,
+            seats: 2,
+            slots: Some(8),
             sick: Vec::new(),
             cause: if up { "" } else { "connection refused" }.into(),
             since: 500,

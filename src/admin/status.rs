@@ -106,6 +106,9 @@ fn node_entry(snapshot: &Snapshot, node: &NodeView, now: u64) -> Value {
         "version": node.version.as_deref(),
         // Of all its cells, those included that no name uses any more.
         "in_flight": node.word.work(),
+        // Of all its models together: what counts against the limit, and the limit.
+        "models_in_flight": node.word.seats(),
+        "node_slots": node.word.slots(),
         "models": models,
     })
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::{
     AccessLog, Administration, Config, DebugConfig, Degrade, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
-    NodeConfig, NodeKind, RoutingConfig, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts, UsageInjection,
+    NodeConfig, NodeKind, NodeSlots, RoutingConfig, ShutdownConfig, SlotsConfig, TimeoutOverrides, Timeouts,
+    UsageInjection,
 };
 
 /// The default file: every key with its unit and default.
@@ -38,6 +39,7 @@ impl Default for Config {
                 base_path: String::new(),
                 kind: NodeKind::Ollama,
                 slots: None,
+                node_slots: None,
                 api_key: None,
                 expand: false,
                 cloud: false,
@@ -47,6 +49,7 @@ impl Default for Config {
             }],
             slots: SlotsConfig::SOFT_DEFAULT,
             slots_origin: "default",
+            node_slots: NodeSlots::Off,
             models: Vec::new(),
             router_keys: Vec::new(),
             administration: Administration::Auto,

@@ -68,8 +68,12 @@ fn write_node(out: &mut String, config: &Config, node: &NodeConfig) -> std::fmt:
     if node.name != node.url {
         write!(out, "  {}", node.url)?;
     }
-    let (slots, origin) = config.node_slots(node);
+    let (slots, origin) = config.slots_of(node);
     write!(out, "  {kind}  {} per model ({origin})", show_slots(slots))?;
+    let (node_slots, origin) = config.node_slots_of(node);
+    if let Some(count) = node_slots.limit() {
+        write!(out, "  hard {count} for all models together ({origin})")?;
+    }
     if node.api_key.is_some() {
         write!(out, "  with a key")?;
     }

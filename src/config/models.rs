@@ -1,8 +1,8 @@
-//! Which override applies to a model: name patterns, and the order of precedence of slots.
+//! Which override applies to a model: name patterns, and the order of precedence of slots, a model's and a node's.
 //!
 //! Called when cells are built and by `check`; never on the path of a request.
 
-use super::{Config, ModelConfig, NodeConfig, SlotsConfig};
+use super::{Config, ModelConfig, NodeConfig, NodeSlots, SlotsConfig};
 
 impl Config {
     /// Slots of one model on one node, and where they come from: `models`, `nodes`, `slots`,
@@ -15,15 +15,25 @@ impl Config {
         let by_model = self.overrides_of(model_display_name).find_map(|model| model.slots);
         match by_model {
             Some(slots) => (slots, "models"),
-            None => self.node_slots(node),
+            None => self.slots_of(node),
         }
     }
 
     /// Slots of a model without an override on one node, and where they come from.
-    pub(super) fn node_slots(&self, node: &NodeConfig) -> (SlotsConfig, &'static str) {
+    pub(super) fn slots_of(&self, node: &NodeConfig) -> (SlotsConfig, &'static str) {
         match node.slots {
             Some(slots) => (slots, "nodes"),
             None => (self.slots, self.slots_origin),
+        }
+    }
+
+    /// Slots of all models of one node together, and where they come from: `nodes`, `node_slots` or `default`.
+    #[must_use]
+    pub fn node_slots_of(&self, node: &NodeConfig) -> (NodeSlots, &'static str) {
+        match (node.node_slots, self.node_slots) {
+            (Some(slots), _) => (slots, "nodes"),
+            (None, NodeSlots::Off) => (NodeSlots::Off, "default"),
+            (None, slots) => (slots, "node_slots"),
         }
     }
 

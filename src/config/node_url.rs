@@ -37,6 +37,7 @@ impl NodeConfig {
             base_path: parts.base_path,
             kind,
             slots: None,
+            node_slots: None,
             api_key: None,
             expand: false,
             cloud: false,

@@ -13,8 +13,8 @@ use super::tree::{self, Node, Scalar, Value};
 use super::walk::{Hint, Section, Walk, auto_or, duration, line, number, one_of, size, text, toggle};
 use super::{
     AccessLog, Administration, Config, DebugConfig, Degrade, HealthConfig, LedgerConfig, Limits, LogConfig, LogFormat,
-    ModelConfig, NodeConfig, NodeKind, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig, TimeoutOverrides,
-    Timeouts, UsageInjection,
+    ModelConfig, NodeConfig, NodeKind, NodeSlots, RouterKey, RoutingConfig, Secret, ShutdownConfig, SlotsConfig,
+    TimeoutOverrides, Timeouts, UsageInjection,
 };
 use crate::sync::Arc;
 
@@ -49,6 +49,7 @@ pub(super) fn read(root: Node, walk: &mut Walk, config: &mut Config) {
         config.slots = slots;
         config.slots_origin = if slots == SlotsConfig::SOFT_DEFAULT { "default" } else { "slots" };
     }
+    top.set(walk, "node_slots", &mut config.node_slots, node_slots);
     if let Some(section) = top.section(walk, "models") {
         config.models = section.into_entries().into_iter().filter_map(|entry| model(entry, walk)).collect();
     }
@@ -126,9 +127,22 @@ fn slots(scalar: &Scalar) -> Result<SlotsConfig, String> {
         Some(digits) => (digits, SlotsConfig::Soft),
         None => (scalar.text.as_str(), SlotsConfig::Hard),
     };
-    let fits = |slots: &u32| (1..=SLOTS_MAX).contains(&u64::from(*slots));
+    count_of(digits).map(make).ok_or(wanted)
+}
+
+/// Slots of all models of a node together.
+fn node_slots(scalar: &Scalar) -> Result<NodeSlots, String> {
+    if scalar.text == "off" {
+        return Ok(NodeSlots::Off);
+    }
+    let wanted =
+        || format!("must be off, or a number from 1 to {SLOTS_MAX} (a hard limit for all models of a node together)");
+    count_of(&scalar.text).map(NodeSlots::Hard).ok_or_else(wanted)
+}
+
+fn count_of(digits: &str) -> Option<u32> {
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    digits.parse().ok().filter(|slots| plain && fits(slots)).map(make).ok_or(wanted)
+    digits.parse().ok().filter(|slots| plain && (1..=SLOTS_MAX).contains(&u64::from(*slots)))
 }
 
 fn nodes(items: Vec<Node>, walk: &mut Walk, config: &mut Config) {
@@ -178,6 +192,7 @@ fn node(mut section: Section, walk: &mut Walk) -> Option<NodeConfig> {
     }
     node.kind = kind.unwrap_or(node.kind);
     section.set_some(walk, "slots", &mut node.slots, slots);
+    section.set_some(walk, "node_slots", &mut node.node_slots, node_slots);
     if let Some(secret) = section.take(walk, "api_key") {
         node.api_key = walk.secret(&section.path("api_key"), &secret).map(Secret);
     }

@@ -55,6 +55,7 @@ pub fn changed_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
         ("nodes", old.nodes != new.nodes),
         ("slots", old.slots != new.slots),
+        ("node_slots", old.node_slots != new.node_slots),
         ("models", old.models != new.models),
         ("router_keys", old.router_keys != new.router_keys),
         ("administration", old.administration != new.administration),

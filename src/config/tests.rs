@@ -614,10 +614,28 @@ fn the_file_is_found_where_it_is_named_or_usual() {
 }
 
 #[test]
+fn slots_of_all_models_of_a_node_are_off_or_a_number_and_the_node_overrides_it() {
+    let of = |text: &str| {
+        let config = right(&file(text)).config;
+        let (slots, origin) = config.node_slots_of(&config.nodes[0]);
+        (slots.limit(), origin)
+    };
+    assert_eq!(of("nodes: [ 'http://a:1' ]"), (None, "default"));
+    assert_eq!(of("nodes: [ 'http://a:1' ]\nnode_slots: 8"), (Some(8), "node_slots"));
+    assert_eq!(of("nodes: [ { url: 'http://a:1', node_slots: 2 } ]\nnode_slots: 8"), (Some(2), "nodes"));
+    assert_eq!(of("nodes: [ { url: 'http://a:1', node_slots: off } ]\nnode_slots: 8"), (None, "nodes"));
+    for value in ["0", "soft", "soft 4", "-1", "1000001", "on", "1.5"] {
+        one_wrong(&format!("node_slots: {value}"), 1, "must be off, or a number");
+        one_wrong(&format!("nodes: [ {{ url: 'http://a:1', node_slots: {value} }} ]"), 1, "must be off, or a number");
+    }
+}
+
+#[test]
 fn a_description_names_nodes_limits_and_origins() {
     let text = "
 listen: 127.0.0.1:1
-nodes: [ { url: 'http://a:1', name: alpha, slots: 8 }, { url: 'http://b:1/v1', api_key: s3cret } ]
+node_slots: 6
+nodes: [ { url: 'http://a:1', name: alpha, slots: 8, node_slots: 12 }, { url: 'http://b:1/v1', api_key: s3cret } ]
 models: { big*: { slots: 1, timeouts: { queue_wait: 90s } } }
 router_keys: [ { name: ops, key: s3cret } ]
 ";
@@ -625,8 +643,8 @@ router_keys: [ { name: ops, key: s3cret } ]
     for line in [
         "listen   127.0.0.1:1\n",
         "keys     ops\n",
-        "  alpha  http://a:1  ollama  hard 8 per model (nodes)\n",
-        "  http://b:1/v1  openai  soft 4 per model (default)  with a key\n",
+        "  alpha  http://a:1  ollama  hard 8 per model (nodes)  hard 12 for all models together (nodes)\n",
+        "  http://b:1/v1  openai  soft 4 per model (default)  hard 6 for all models together (node_slots)  with a key\n",
         "  big*  hard 1 per node (models)  queue_wait 90s\n",
     ] {
         assert!(described.contains(line), "{line:?} is not in\n{described}");

@@ -102,7 +102,7 @@ impl Cells {
     pub fn any(&mut self, node: NodeId, word: &Arc<NodeWord>) -> Arc<Pair> {
         let id = CellId(self.next_cell);
         self.next_cell += 1;
-        let cell = Arc::new(Cell::new(id, node, Arc::clone(word), Limit::Soft(u32::MAX)));
+        let cell = Arc::new(Cell::any(id, node, Arc::clone(word)));
         let counters = self.counters(node, ModelId::UNKNOWN);
         Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None })
     }

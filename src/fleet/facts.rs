@@ -168,7 +168,7 @@ impl Facts {
         }
         let any = nodes.iter().map(|node| cells.any(node.id, &node.word)).collect();
         let count = nodes.len();
-        Self {
+        let facts = Self {
             config: parts.config,
             nodes,
             any,
@@ -202,7 +202,9 @@ impl Facts {
             next_look: now.ms + LOOK_MS,
             serial: 0,
             random: parts.seed | 1,
-        }
+        };
+        facts.limit_nodes();
+        facts
     }
 
     /// How fast nodes generate, from whoever counts; looked at by the next [`Facts::tick`] that is due to.

@@ -98,11 +98,20 @@ impl Facts {
                 Some(_) => {}
             }
         }
+        self.limit_nodes();
         self.reroute.fill(true);
         self.retargeted = true;
         self.cells.set_queue_length(self.config.limits.queue_length);
         self.publish_all();
         self.told.push(Told::Reconfigured(done, changed));
+    }
+
+    /// Puts each node's limit for all its models together in force; a higher one serves waiters at once.
+    pub(super) fn limit_nodes(&self) {
+        for node in self.nodes.iter().filter(|node| !node.removed) {
+            let (slots, _) = self.config.node_slots_of(&node.config);
+            node.word.set_slots(slots.limit(), self.cells.of_node(node.id));
+        }
     }
 
     /// Takes a node out, or in again.

@@ -188,6 +188,7 @@ mod tests {
             base_path: String::new(),
             kind: NodeKind::Ollama,
             slots: None,
+            node_slots: None,
             api_key: None,
             expand: false,
             cloud: false,

@@ -135,6 +135,7 @@ fn candidate(snapshot: &Snapshot, model: &Model, at: usize, one: &Explained) -> 
         Limit::Soft(limit) => (limit, true),
         Limit::Hard(limit) => (limit, false),
     };
+    let node = &model.candidates[one.candidate].pair.cell.node_word;
     json!({
         "order": at + 1,
         "node": name(snapshot, model.candidates[one.candidate].node),
@@ -145,6 +146,8 @@ fn candidate(snapshot: &Snapshot, model: &Model, at: usize, one: &Explained) -> 
         "limit_is": if soft { "soft" } else { "hard" },
         "model_is": if one.view.loaded { "loaded" } else if one.view.loading { "loading" } else { "on_disk" },
         "takes_work": one.view.open,
+        "node_in_flight": node.seats(),
+        "node_slots": node.slots(),
         "last_choice": model.candidates[one.candidate].last_choice,
     })
 }
@@ -165,6 +168,7 @@ fn label(stand: Stand) -> &'static str {
         Stand::OnDisk => "on_disk",
         Stand::OverLimit => "over_limit",
         Stand::Full => "full",
+        Stand::NodeFull => "node_full",
         Stand::Closed => "closed",
         Stand::Unfit => "unfit",
     }
@@ -177,6 +181,7 @@ fn because(stand: Stand) -> &'static str {
         Stand::OnDisk => "on disk: loads it when no copy has room and no other load is under way",
         Stand::OverLimit => "loaded, at its soft limit: taken when nothing better is left",
         Stand::Full => "at its limit",
+        Stand::NodeFull => "its node is at its node_slots, all models together, or others wait for the next",
         Stand::Closed => "its node takes no new work: down, silent or being drained",
         Stand::Unfit => "its node cannot serve this: another dialect, or a cloud model where none may be asked",
     }

@@ -362,9 +362,9 @@ fn drain_ms(local: &Local, plan: &Plan, queue: &Queue) -> u64 {
         let candidates = snapshot.models.get(key.as_str()).map_or(&[][..], |model| &model.candidates);
         candidates
             .iter()
-            .map(|one| one.pair.cell.view())
-            .filter(|view| view.open)
-            .map(|view| slots_of(view.limit))
+            .map(|one| (one.pair.cell.view(), one.pair.cell.node_word.slots()))
+            .filter(|(view, _)| view.open)
+            .map(|(view, of_node)| slots_of(view.limit).min(of_node.map_or(u64::MAX, u64::from)))
             .sum()
     });
     u64::from(queue.len()) * mean_ms / slots.max(1)

@@ -49,7 +49,15 @@ fn row(node: &Value) -> [String; 6] {
     let models: Vec<String> = node["models"].as_array().into_iter().flatten().map(model).collect();
     let models = if models.is_empty() { "-".to_owned() } else { models.join(", ") };
     let number = |key: &str| node[key].as_u64().unwrap_or(0);
-    [text("name"), state, span(number("for_ms")), text("version"), number("in_flight").to_string(), models]
+    // What does not count against the limit runs for names that are no known model's.
+    let in_flight = match (number("in_flight"), node["node_slots"].as_u64()) {
+        (all, None) => all.to_string(),
+        (all, Some(limit)) => match all.saturating_sub(number("models_in_flight")) {
+            0 => format!("{all}/{limit}"),
+            others => format!("{}/{limit} + {others}", number("models_in_flight")),
+        },
+    };
+    [text("name"), state, span(number("for_ms")), text("version"), in_flight, models]
 }
 
 fn model(model: &Value) -> String {
@@ -158,7 +166,7 @@ mod tests {
             "connections": 3, "connections_max": 100,
             "configuration": { "status": "ok", "needs_restart": ["listen"] },
             "nodes": [
-                { "name": "gpu-a", "state": "up", "cause": "answers probes", "for_ms": 59_000, "version": "0.12.0", "in_flight": 3,
+                { "name": "gpu-a", "state": "up", "cause": "answers probes", "for_ms": 59_000, "version": "0.12.0", "in_flight": 3, "models_in_flight": 3, "node_slots": 4,
                   "models": [{ "model": "m:latest", "state": "loaded", "in_flight": 2, "limit": 4, "hard": true },
                              { "model": "n:7b", "state": "loading", "in_flight": 1, "limit": 4, "hard": false }] },
                 { "name": "b", "state": "down", "cause": "connection refused", "for_ms": 61_000, "version": null, "in_flight": 0, "models": [] },
@@ -170,7 +178,7 @@ configuration: ok
 needs a restart: listen
 
 NODE   STATE                      FOR    VERSION  IN FLIGHT  MODELS (in flight/limit)
-gpu-a  up                         59s    0.12.0   3          m:latest 2/4, n:7b loading 1/soft 4
+gpu-a  up                         59s    0.12.0   3/4        m:latest 2/4, n:7b loading 1/soft 4
 b      down (connection refused)  1m 1s  -        0          -
 ";
         assert_eq!(of(&status), expected);

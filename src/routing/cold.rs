@@ -5,14 +5,39 @@
 
 use crate::clock::Millis;
 use crate::config::NodeKind;
-use crate::fleet::{Candidate, Model, Snapshot};
-use crate::slots::{Granted, Load, Wants};
+use crate::fleet::{Candidate, Model, NodeView, Snapshot};
+use crate::slots::{Cell, Granted, Load, NodeWord, Wants};
 use crate::sync::Arc;
 
 use super::{Ask, Choice, least, rotated, took, wait_or_none};
 
+/// Whose request starts a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum By {
+    /// One that has not waited: a seat of a node that others wait for is not for it.
+    New,
+    /// The control thread for a waiter: it may load with a seat that is parked, and asks for one where there is none.
+    Waiter,
+}
+
+impl By {
+    fn finds_room(self, node: &NodeWord) -> bool {
+        match self {
+            Self::New => node.takes_new(),
+            Self::Waiter => node.has_room_for_load(),
+        }
+    }
+
+    fn takes(self, cell: &Cell, now: Millis) -> bool {
+        match self {
+            Self::New => cell.try_take_cold(now),
+            Self::Waiter => cell.try_take_cold_for_waiter(now),
+        }
+    }
+}
+
 /// Starts a copy for this request if the rules allow one now: order 3. The slot is taken, the cell LOADING.
-pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
+pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -> Option<usize> {
     // The word first: of a large fleet, nearly all end there.
     let serves =
         |c: &Candidate| c.place.reading().is_warm() && ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
@@ -28,12 +53,12 @@ pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option
     if model.word.loading().is_some_and(|load| !end_if_over(model, load)) {
         return None;
     }
-    let candidate = coldest(snapshot, model, ask)?;
+    let candidate = coldest(snapshot, model, ask, by)?;
     let cell = &model.candidates[candidate].pair.cell;
     if !model.word.try_begin_load(cell.node, ask.now) {
         return None;
     }
-    if !cell.try_take_cold(ask.now) {
+    if !by.takes(cell, ask.now) {
         model.word.end_load(cell.node);
         return None;
     }
@@ -41,8 +66,9 @@ pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option
     Some(candidate)
 }
 
-/// The node with the least work that has the model on disk and may load it now; ties rotate.
-fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
+/// The node with the least work that has the model on disk and may load it now; ties rotate. Where only the `node_slots` of
+/// nodes are in a waiter's way, each is asked for its next seat.
+fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -> Option<usize> {
     let may_load = |c: &Candidate| {
         let reading = c.place.reading();
         !reading.is_warm()
@@ -51,10 +77,14 @@ fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
             && c.pair.cell.node_word.may_begin_cold()
     };
     let (start, count) = (rotated(model), model.candidates.len());
-    (0..count)
+    let coldest = (0..count)
         .map(|i| (start + i) % count)
-        .filter(|&i| may_load(&model.candidates[i]))
-        .min_by_key(|&i| (model.candidates[i].last_choice, model.candidates[i].pair.cell.node_word.work()))
+        .filter(|&i| may_load(&model.candidates[i]) && by.finds_room(&model.candidates[i].pair.cell.node_word))
+        .min_by_key(|&i| (model.candidates[i].last_choice, model.candidates[i].pair.cell.node_word.work()));
+    if coldest.is_none() && by == By::Waiter {
+        model.candidates.iter().filter(|c| may_load(c)).for_each(|c| c.pair.cell.node_word.ask_seat());
+    }
+    coldest
 }
 
 /// Ends a load that is over; one on a node that no longer has the model is.
@@ -94,13 +124,30 @@ fn start_for_waiter(snapshot: &Snapshot, model: &Model, wants: &Wants, now: Mill
         took(model, room);
         return;
     }
-    let Some(candidate) = start(snapshot, model, &ask) else { return };
+    let Some(candidate) = start(snapshot, model, &ask, By::Waiter) else { return };
     let pair = &model.candidates[candidate].pair;
     let slot = Granted::Cold(Arc::clone(pair));
     if model.queue.serve(&pair.cell, &slot) {
         pair.cell.offer();
     } else {
         slot.undo();
+    }
+}
+
+/// The nodes with a seat that was parked for a load before a round of [`serve_waiting`] over all models.
+#[derive(Debug)]
+pub struct Parked(Vec<Arc<NodeView>>);
+
+impl Parked {
+    /// Those with one now.
+    #[must_use]
+    pub fn before(snapshot: &Snapshot) -> Self {
+        Self(snapshot.nodes.iter().filter(|node| node.word.is_parked()).cloned().collect())
+    }
+
+    /// The round is over: what it did not load with goes to whoever waits there.
+    pub fn give_back(self) {
+        self.0.iter().for_each(|node| node.word.unpark());
     }
 }
 

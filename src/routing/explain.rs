@@ -21,6 +21,8 @@ pub enum Stand {
     OverLimit,
     /// At its limit.
     Full,
+    /// Its node is at its `node_slots`, or has seats that others wait for.
+    NodeFull,
     /// The node takes no new work: down, silent or being drained.
     Closed,
     /// The node cannot serve this request: it speaks another dialect, or would send it out of the house.
@@ -76,6 +78,9 @@ fn stand(snapshot: &Snapshot, candidate: &Candidate, view: &CellView, ask: &Ask<
     }
     if !view.open {
         return Stand::Closed;
+    }
+    if !candidate.pair.cell.node_word.takes_new() {
+        return Stand::NodeFull;
     }
     match (view.in_flight < limit, view.loaded, view.loading) {
         (true, true, _) => Stand::Loaded,

@@ -8,7 +8,7 @@ use super::Ask;
 use crate::fleet::{Candidate, Model, Snapshot};
 use crate::slots::{Residency, Share};
 
-/// The open copy below its limit that admits the request, with the least relative load, a loaded one before a loading one;
+/// The copy below its limit, on an open node below its own, that admits the request, with the least relative load, a loaded one before a loading one;
 /// the first from `start` on among equals. A sick one where `routing.degrade` says so when there is no other.
 pub(super) fn with_room(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, start: usize) -> Option<usize> {
     least(snapshot, model, ask, start, Share::FULL, &[Residency::Loaded, Residency::Loading])
@@ -27,7 +27,7 @@ fn least(
     below: Share,
     order: &[Residency],
 ) -> Option<usize> {
-    let serves = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
+    let serves = |c: &Candidate| ask.admits(snapshot, c) && c.pair.cell.node_word.takes_new();
     let mut passed_over = false;
     for &residency in order {
         let mut healthy = |c: &Candidate| {

@@ -273,6 +273,97 @@ fn retry_starts_a_copy_elsewhere_when_the_loaded_one_failed_it() {
     assert_eq!(herd.pick_after(&[NodeId(0)]), cold(1));
 }
 
+impl Herd {
+    /// Another model on the same nodes, loaded on each, with its queue.
+    fn other(&self) -> Self {
+        let (queue, word) = (Arc::new(Queue::new(8)), Arc::new(ModelWord::new()));
+        let candidates = self.model.candidates.iter().map(|one| {
+            let (id, node_word) = (CellId(100 + one.node.0), Arc::clone(&one.pair.cell.node_word));
+            let cell = Arc::new(Cell::new(id, one.node, node_word, Limit::Hard(9)));
+            cell.mark_loaded(1);
+            cell.link(Arc::clone(&queue));
+            Candidate::new(pair(cell, Some(Arc::clone(&word))), one.kind, Arc::from(""))
+        });
+        let candidates = candidates.collect();
+        let name = Arc::from("n:latest");
+        let model =
+            Model { id: ModelId(3), name, queue, word, candidates, conflict: false, times: OwnTimes::default() };
+        let nodes = self.snapshot.nodes.clone();
+        Self { snapshot: Snapshot { nodes, ready: true, ..Snapshot::empty() }, model }
+    }
+}
+
+fn limit_nodes(slots: u32, herds: [&Herd; 2]) {
+    for (at, node) in herds[0].snapshot.nodes.iter().enumerate() {
+        node.word.set_slots(Some(slots), herds.map(|herd| herd.cell(at)).into_iter());
+    }
+}
+
+#[test]
+fn a_node_at_its_limit_for_all_models_is_full_for_each() {
+    let one = ollama(&[Limit::Hard(9), Limit::Soft(9)]);
+    (0..2).for_each(|at| one.load(at, 0));
+    let other = one.other();
+    limit_nodes(2, [&one, &other]);
+    let permits: Vec<_> = (0..4).map(|at| [&one, &other][at % 2].pick()).collect();
+    assert!(permits.iter().all(|choice| matches!(choice, Choice::Go { .. })), "{permits:?}");
+    assert_eq!((one.pick(), other.pick()), (Choice::Wait, Choice::Wait), "a soft limit is no way around it");
+    assert_eq!((one.word(0).seats(), one.word(1).seats()), (2, 2));
+}
+
+#[test]
+fn a_waiter_of_one_model_takes_the_seat_that_another_gives_back() {
+    let one = ollama(&[Limit::Hard(9)]);
+    one.load(0, 0);
+    let other = one.other();
+    limit_nodes(1, [&one, &other]);
+    let held = one.permit(one.pick());
+    assert_eq!(other.pick(), Choice::Wait);
+    let mut waiting = other.join(true, &[]);
+    assert!(other.poll(&mut waiting, true, &[]).is_pending());
+    drop(held);
+    assert_eq!(one.pick(), Choice::Wait, "it went to who waited");
+    let Poll::Ready(Grant::Slot { cell, .. }) = other.poll(&mut waiting, true, &[]) else { panic!("not served") };
+    cell.release();
+    assert_eq!(one.pick(), warm(0), "nobody waits any more");
+}
+
+#[test]
+fn a_model_that_is_not_loaded_gets_its_turn_on_a_node_that_never_idles() {
+    let cold = ollama(&[Limit::Hard(9)]);
+    let busy = cold.other();
+    limit_nodes(1, [&cold, &busy]);
+    let mut holder = busy.permit(busy.pick());
+    assert_eq!(cold.pick(), Choice::Wait);
+    let mut waiting = cold.join(true, &[]);
+    assert!(cold.poll(&mut waiting, true, &[]).is_pending());
+    let mut loaded = false;
+    for turn in 0..3 {
+        let mut next = busy.join(true, &[]);
+        assert!(busy.poll(&mut next, true, &[]).is_pending());
+        // The control thread's round.
+        let round = || {
+            let parked = Parked::before(&cold.snapshot);
+            cold.serve(turn);
+            parked.give_back();
+        };
+        round();
+        drop(holder);
+        round();
+        loaded = matches!(cold.poll(&mut waiting, true, &[]), Poll::Ready(Grant::Slot { taken: Taken::Cold, .. }));
+        if loaded {
+            drop(next);
+            break;
+        }
+        let Poll::Ready(Grant::Slot { taken, .. }) = busy.poll(&mut next, true, &[]) else { panic!("no turn") };
+        holder = busy.permit(Choice::Go { candidate: 0, taken });
+    }
+    assert!(loaded, "the other model's waiters keep the node among themselves");
+    assert_eq!(cold.word(0).seats(), 1);
+    cold.cell(0).return_unused(Taken::Cold);
+    assert!(!cold.word(0).is_parked() && cold.word(0).seats() == 0);
+}
+
 #[test]
 fn native_requests_never_reach_a_v1_only_node() {
     let herd = herd(&[(NodeKind::OpenAi, Limit::Hard(4)), (NodeKind::Ollama, HARD1)]);
@@ -495,6 +586,7 @@ proptest! {
     #[test]
     fn a_dry_run_says_what_pick_does(
         nodes in prop::collection::vec((1u32..4, any::<bool>(), 0u32..6, 0u8..4, any::<bool>(), any::<bool>()), 1..7),
+        node_slots in prop::option::of(1u32..6),
         native in any::<bool>(),
         waited in prop::sample::select(vec![0, SPILL]),
     ) {
@@ -512,6 +604,7 @@ proptest! {
                 _ => herd.load(at, if *soft { *load } else { (*load).min(*n) }),
             }
             herd.word(at).set_up(*open);
+            herd.word(at).set_slots(node_slots, [herd.cell(at)].into_iter());
         }
         if waited > 0 {
             herd.model.word.note_full(0);

@@ -10,6 +10,8 @@ use crate::clock::Millis;
 use crate::ids::{CellId, NodeId};
 use crate::slots::bank::{Bank, Place};
 use crate::slots::links::Links;
+use crate::slots::node::Door;
+use crate::slots::node_total::NodeTotal;
 use crate::slots::waiters::Granted;
 use crate::slots::{NodeWord, Queue, pairing_fence};
 use crate::sync::{Arc, AtomicU64, Hint, Ordering};
@@ -138,6 +140,7 @@ impl Reading {
 /// 3. No hand-over to a waiter from a cell that is neither LOADED nor LOADING, or whose node is closed.
 /// 4. While a linked queue holds a waiter that this cell may serve and a slot of it can be taken, some thread is about to
 ///    try: whoever made the waiter or the slot (see Orderings).
+///    Where the node's models have a limit together, a slot can be taken only with a seat: [`NodeTotal`].
 /// 5. LOADING is set by exactly one cold take and cleared by exactly one of success, failure or expiry; each pair moves the
 ///    node's `cold_loads` up and down once.
 ///
@@ -168,6 +171,8 @@ pub struct Cell {
     loading_since: AtomicU64,
     /// The queues whose waiters this cell can serve.
     links: Links,
+    /// Its slots take no seat of their node: they are for requests that name no known model.
+    is_any: bool,
 }
 
 impl Cell {
@@ -188,6 +193,7 @@ impl Cell {
             known_loaded: Hint::default(),
             loading_since: AtomicU64::new(0),
             links: Links::new(),
+            is_any: false,
         }
     }
 
@@ -199,6 +205,13 @@ impl Cell {
 
     fn word(&self) -> &AtomicU64 {
         self.place.word()
+    }
+
+    /// The cell of a node for requests that name no known model: without a limit, and outside of `node_slots`, since what
+    /// they run is none of the node's models as far as we know.
+    #[must_use]
+    pub fn any(id: CellId, node: NodeId, node_word: Arc<NodeWord>) -> Self {
+        Self { is_any: true, ..Self::new(id, node, node_word, Limit::Soft(u32::MAX)) }
     }
 
     /// One reading.
@@ -219,21 +232,36 @@ impl Cell {
     /// Takes a slot of a loaded or loading copy below its limit, on an open node.
     #[must_use]
     pub fn try_take_warm(&self) -> bool {
-        self.node_word.is_open() && self.take(0, |w| w & (LOADED | LOADING) != 0 && below_limit(w))
+        self.take(is_warm_below)
     }
 
     /// Takes the first slot of a copy that is neither loaded nor loading, and marks it LOADING in the same step; refused
     /// above the limit, on a closed node, and on a recovering node that loads something already.
     #[must_use]
     pub fn try_take_cold(&self, now: Millis) -> bool {
+        self.take_cold(now, NodeTotal::try_enter)
+    }
+
+    /// The same for a waiter, with the seat that was parked for it if there is one; the control thread's.
+    #[must_use]
+    pub(crate) fn try_take_cold_for_waiter(&self, now: Millis) -> bool {
+        self.take_cold(now, NodeTotal::try_enter_to_load)
+    }
+
+    fn take_cold(&self, now: Millis, enter: impl Fn(&NodeTotal) -> bool) -> bool {
         let cold = |w: u64| w & (LOADED | LOADING) == 0 && below_limit(w);
         if !cold(self.word().load(Ordering::Relaxed)) || !self.node_word.begin_cold() {
             return false;
         }
+        if !enter(self.node_word.total()) {
+            self.node_word.end_cold();
+            return false;
+        }
         self.loading_since.store(now, Ordering::Relaxed);
-        let taken = self.take(LOADING, cold);
+        let taken = self.take_slot(LOADING, cold);
         if !taken {
             self.node_word.end_cold();
+            self.node_word.total().leave();
         }
         taken
     }
@@ -241,13 +269,19 @@ impl Cell {
     /// Takes a slot of a loaded copy whose limit is soft, whatever the limit, on an open node.
     #[must_use]
     pub fn try_take_over(&self) -> bool {
-        self.node_word.is_open() && self.take(0, |w| w & (LOADED | SOFT) == LOADED | SOFT)
+        self.take(is_loaded_soft)
     }
 
-    /// Takes a slot on an open node whatever limit and flags say: requests that name no known model.
+    /// Takes a slot on an open node whatever limits and flags say: requests that name no known model.
     #[must_use]
     pub fn try_take_unbounded(&self) -> bool {
-        self.node_word.is_open() && self.take(0, |_| true)
+        let taken = self.node_word.is_open() && self.take_slot(0, |_| true);
+        if taken && self.is_any {
+            self.node_word.others().add(1);
+        } else if taken {
+            self.node_word.total().force();
+        }
+        taken
     }
 
     /// The copy is loaded: a success of ours, or `/api/ps` shows it. Then serves waiters (all of them if the limit is soft).
@@ -328,6 +362,9 @@ impl Cell {
     /// link only queues of names that may be sent to this node.
     pub fn link(self: &Arc<Self>, queue: Arc<Queue>) {
         if self.links.add(queue) {
+            if self.node_word.is_limited() {
+                self.node_word.total().enlist(self);
+            }
             self.offer();
         }
     }
@@ -356,14 +393,31 @@ impl Cell {
             if self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
                 served = true;
             } else {
-                self.give_back();
+                served |= self.give_back();
                 pairing_fence();
             }
         }
         served
     }
 
-    /// Gives back one held slot: to a waiter if this cell may serve one, else to the count.
+    /// Serves a waiter with a seat of the node that the caller holds; false leaves the seat with the caller. `before`
+    /// is called before anybody may be served. A slot that served nobody was away for a moment, so it is looked again.
+    pub(super) fn serve_with_seat(self: &Arc<Self>, before: impl Fn()) -> bool {
+        let take =
+            || self.node_word.is_open() && (self.take_slot(0, is_warm_below) || self.take_slot(0, is_loaded_soft));
+        while self.is_wanted() && take() {
+            before();
+            if self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
+                return true;
+            }
+            self.give_back_slot();
+            pairing_fence();
+        }
+        false
+    }
+
+    /// Gives back one held slot: to a waiter if this cell may serve one (and on a node with a limit for all models, if none
+    /// of another cell was refused), else to the counts.
     pub fn release(self: &Arc<Self>) {
         self.pass_on();
     }
@@ -373,8 +427,8 @@ impl Cell {
         if self.is_wanted() && self.may_hand_over() && self.links.serve(self, &Granted::Warm(Arc::clone(self))) {
             return true;
         }
-        self.give_back();
-        self.serve_free()
+        let passed = self.give_back();
+        self.serve_free() || passed
     }
 
     /// Gives back a slot that was taken or granted and never became a [`crate::slots::Permit`]; a cold one is a failed load
@@ -395,25 +449,67 @@ impl Cell {
         let word = self.word().load(Ordering::Relaxed);
         let within = word & COUNT_MAX <= word >> LIMIT_SHIFT & COUNT_MAX;
         let serves = if word & SOFT != 0 { within || word & LOADED != 0 } else { within };
-        serves && word & (LOADED | LOADING) != 0 && self.node_word.is_open()
+        let own = || match self.node_word.door() {
+            Door::Closed => false,
+            Door::Open => true,
+            Door::Limited => self.node_word.total().is_own(),
+        };
+        serves && word & (LOADED | LOADING) != 0 && own()
     }
 
-    /// Gives a held slot back to the count without looking for waiters.
-    pub(crate) fn give_back(&self) {
+    /// Gives a held slot back to the count without looking for this cell's waiters, and its seat to the node.
+    /// True if that went to a waiter of the node.
+    pub(crate) fn give_back(&self) -> bool {
+        self.give_back_slot();
+        if self.is_any {
+            self.node_word.others().sub(1);
+            return false;
+        }
+        self.node_word.total().leave()
+    }
+
+    fn give_back_slot(&self) {
         let before = self.word().fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before & COUNT_MAX > 0, "a slot is released once");
-        self.node_word.work_hint().sub(1);
     }
 
-    fn take(&self, flags: u64, may: impl Fn(u64) -> bool) -> bool {
+    /// Takes slot and seat on an open node; in which order, and why, says [`NodeTotal`].
+    #[inline]
+    fn take(&self, may: impl Fn(u64) -> bool) -> bool {
+        match self.node_word.door() {
+            Door::Closed => false,
+            Door::Open => self.take_slot(0, may) && (self.node_word.total().count() || self.retract()),
+            Door::Limited => self.take_with_seat(may),
+        }
+    }
+
+    #[cold]
+    fn take_with_seat(&self, may: impl Fn(u64) -> bool) -> bool {
+        let total = self.node_word.total();
+        if !may(self.word().load(Ordering::Relaxed)) || !total.try_enter() {
+            return false;
+        }
+        let taken = self.take_slot(0, may);
+        if !taken {
+            total.leave();
+        }
+        taken
+    }
+
+    /// The node got a limit between slot and seat, and is at it.
+    #[cold]
+    fn retract(&self) -> bool {
+        self.give_back_slot();
+        self.node_word.total().retract();
+        false
+    }
+
+    fn take_slot(&self, flags: u64, may: impl Fn(u64) -> bool) -> bool {
         let mut word = self.word().load(Ordering::Relaxed);
         while may(word) && word & COUNT_MAX < COUNT_MAX {
             let next = (word + 1).wrapping_add(GENERATION_ONE) | flags;
             match self.word().compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => {
-                    self.node_word.work_hint().add(1);
-                    return true;
-                }
+                Ok(_) => return true,
                 Err(now) => {
                     self.node_word.lost_hint().add(1);
                     word = now;
@@ -422,6 +518,14 @@ impl Cell {
         }
         false
     }
+}
+
+fn is_warm_below(word: u64) -> bool {
+    word & (LOADED | LOADING) != 0 && below_limit(word)
+}
+
+fn is_loaded_soft(word: u64) -> bool {
+    word & (LOADED | SOFT) == LOADED | SOFT
 }
 
 fn below_limit(word: u64) -> bool {

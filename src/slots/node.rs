@@ -5,14 +5,29 @@
 
 use crossbeam::utils::CachePadded;
 
-use crate::sync::{AtomicU32, Hint, Ordering};
+use crate::slots::Cell;
+use crate::slots::node_total::NodeTotal;
+use crate::sync::{Arc, AtomicU32, Hint, Ordering};
 
 const UP: u32 = 1;
 const SUSPECT: u32 = 1 << 1;
 const DRAINING: u32 = 1 << 2;
 const RECOVERING: u32 = 1 << 3;
+/// Its total has a limit; says in which order to take, and where to look. The total itself decides.
+const LIMITED: u32 = 1 << 4;
 /// One cold load; the count sits above the flags.
 const COLD_ONE: u32 = 1 << 8;
+
+/// How a node takes work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Door {
+    /// Not at all.
+    Closed,
+    /// By its cells' limits alone.
+    Open,
+    /// All cells together have a limit: the seat comes first.
+    Limited,
+}
 
 /// Whether a node takes new work: up, not suspect, not draining. One word per node, shared by its cells.
 ///
@@ -26,9 +41,11 @@ const COLD_ONE: u32 = 1 << 8;
 #[derive(Debug)]
 pub struct NodeWord {
     word: CachePadded<AtomicU32>,
-    /// Slots held on this node, all cells together. Orders candidates, decides nothing: a hint on a line of its own,
-    /// so that the flags above stay shared by all cores while it moves.
-    work: CachePadded<Hint>,
+    /// Seats of all cells together, and their limit: on a line of its own, so that the flags above stay shared by all
+    /// cores while it moves.
+    total: NodeTotal,
+    /// Slots held for requests that name no known model: they take no seat.
+    others: CachePadded<Hint>,
     /// Times this node was chosen for a request of no known model: order among equals.
     chosen: Hint,
     /// Compare-exchanges on words of this node's cells that lost to another thread: contention, for the metrics.
@@ -42,7 +59,8 @@ impl NodeWord {
     pub fn new() -> Self {
         Self {
             word: CachePadded::new(AtomicU32::new(0)),
-            work: CachePadded::new(Hint::default()),
+            total: NodeTotal::new(),
+            others: CachePadded::new(Hint::default()),
             chosen: Hint::default(),
             lost: Hint::default(),
             v1_only: false,
@@ -132,11 +150,86 @@ impl NodeWord {
     /// Slots held on this node now, roughly.
     #[must_use]
     pub fn work(&self) -> u64 {
-        self.work.get()
+        self.total.held() + self.others.get()
     }
 
-    pub(crate) fn work_hint(&self) -> &Hint {
-        &self.work
+    /// `node_slots` as it is in force.
+    #[must_use]
+    pub fn slots(&self) -> Option<u32> {
+        self.total.limit()
+    }
+
+    /// Slots held of all models together, as they count against [`Self::slots`]: those for unknown names do not.
+    #[must_use]
+    pub fn seats(&self) -> u64 {
+        self.total.held()
+    }
+
+    /// Another limit for all of these cells together, the node's; then serves whom it has room for. What is held above a
+    /// lowered one stays until released. The poller's.
+    pub fn set_slots<'a>(&self, slots: Option<u32>, cells: impl Iterator<Item = &'a Arc<Cell>>) {
+        if self.slots() == slots {
+            return;
+        }
+        if slots.is_some() {
+            self.total.list(&cells.map(Arc::downgrade).collect::<Vec<_>>());
+        }
+        self.total.set_limit(slots);
+        self.set(LIMITED, slots.is_some());
+    }
+
+    /// Has a limit for all models together.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & LIMITED != 0
+    }
+
+    /// Whether a take may go on, and in which order.
+    #[inline]
+    pub(super) fn door(&self) -> Door {
+        match self.word.load(Ordering::Acquire) & (UP | SUSPECT | DRAINING | LIMITED) {
+            UP => Door::Open,
+            word if word == UP | LIMITED => Door::Limited,
+            _ => Door::Closed,
+        }
+    }
+
+    /// Takes new work now: open, and where all models together have a limit, below it with nobody waiting.
+    #[inline]
+    pub(crate) fn takes_new(&self) -> bool {
+        match self.door() {
+            Door::Open => true,
+            Door::Limited => self.total.has_room_for_new(),
+            Door::Closed => false,
+        }
+    }
+
+    /// A seat is free or parked for a model that is loaded for a waiter.
+    pub(crate) fn has_room_for_load(&self) -> bool {
+        self.total.has_room_for_load()
+    }
+
+    /// A waiter is to load its model here as soon as a seat is free.
+    pub(crate) fn ask_seat(&self) {
+        self.total.ask();
+    }
+
+    /// A seat waits for a load.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.is_limited() && self.total.is_parked()
+    }
+
+    /// Nobody loads with the seat that is parked: the next waiter has it.
+    pub(crate) fn unpark(&self) {
+        self.total.unpark();
+    }
+
+    pub(super) fn total(&self) -> &NodeTotal {
+        &self.total
+    }
+
+    /// Slots for requests that name no known model.
+    pub(super) fn others(&self) -> &Hint {
+        &self.others
     }
 
     pub(crate) fn chosen_hint(&self) -> &Hint {

@@ -6,6 +6,7 @@
 mod support;
 
 mod drain;
+mod node_slots;
 mod nodes;
 mod reload;
 mod times;

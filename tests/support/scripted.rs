@@ -323,8 +323,9 @@ fn own(inner: &Inner, asked: &Asked) -> Option<Act> {
     let models = inner.models.as_ref()?;
     let json = |body: String| Some(answer("200 OK", "application/json; charset=utf-8", body.as_bytes()));
     let details = r#""details":{"parent_model":"","format":"gguf","family":"llama","families":["llama"],"parameter_size":"1B","quantization_level":"Q4_0"}"#;
+    let digest = |text: &[u8]| text.iter().cycle().take(32).map(|byte| format!("{byte:02x}")).collect::<String>();
     let entry = |name: &String, rest: &str| {
-        let digest: String = name.bytes().cycle().take(32).map(|byte| format!("{byte:02x}")).collect();
+        let digest = digest(name.as_bytes());
         format!(r#"{{"name":"{name}","model":"{name}",{rest},"size":1000,"digest":"{digest}",{details}}}"#)
     };
     let list = |rest: &str| {
@@ -339,7 +340,7 @@ fn own(inner: &Inner, asked: &Asked) -> Option<Act> {
         }
         ("POST", "/api/show") if asked.is_of_the_gate() => json(format!(
             r#"{{"modelfile":"FROM /blobs/sha256-{}","capabilities":["completion"],{details},"model_info":{{}}}}"#,
-            "ab".repeat(32)
+            digest(&asked.body)
         )),
         _ => None,
     }

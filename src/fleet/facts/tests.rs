@@ -303,6 +303,7 @@ fn config_of(at: usize, kind: NodeKind) -> NodeConfig {
         base_path: String::new(),
         kind,
         slots: None,
+        node_slots: None,
         api_key: None,
         expand: false,
         cloud: false,

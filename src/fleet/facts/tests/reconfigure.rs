@@ -1,10 +1,13 @@
 //! Nodes that come, go, move and are taken out while the fleet serves.
 
+use std::task::{Context, Waker};
+
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::config::NodeSlots;
 use crate::fleet::reconfigure::{NodesChanged, Reconfigure};
-use crate::slots::Limit;
+use crate::slots::{Limit, Waiting, Wants};
 
 impl Herd {
     /// Goes by another configuration, with these nodes in their places.
@@ -101,6 +104,35 @@ fn a_node_that_moves_is_known_anew_and_one_that_only_changes_keeps_what_it_has()
     assert!(now.api_key.is_some() && now.epoch() == target.epoch(), "its connections are as good as before");
     assert_eq!(**now.addresses.load(), **target.addresses.load());
     assert!(herd.last().nodes[1].target.epoch() > 0, "connections to where it was are not used again");
+}
+
+#[test]
+fn the_limit_of_all_models_of_a_node_follows_the_configuration() {
+    let mut herd = two();
+    let limits = |herd: &Herd| herd.last().nodes.iter().map(|node| node.word.slots()).collect::<Vec<_>>();
+    assert_eq!(limits(&herd), [None, None]);
+    let changed = herd.reconfigure(&[0, 1], |config, nodes| {
+        config.node_slots = NodeSlots::Hard(7);
+        nodes[0].1.node_slots = Some(NodeSlots::Hard(1));
+    });
+    assert_eq!((changed.changed, limits(&herd)), (vec!["n0".to_owned()], vec![Some(1), Some(7)]));
+    let (m, word) = (herd.cell("m:latest", 0), Arc::clone(&herd.last().nodes[0].word));
+    m.mark_loaded(1);
+    assert!(m.try_take_warm() && !m.try_take_warm(), "whatever the model's own limit");
+    let mut waiting = Waiting::join(&herd.model("m:latest").queue, Wants::ANY).unwrap();
+    let mut look = || {
+        let mut take = || m.try_take_warm().then(|| Arc::clone(&m));
+        waiting.poll_grant(&mut Context::from_waker(Waker::noop()), &mut take).is_ready()
+    };
+    assert!(!look());
+    herd.reconfigure(&[0, 1], |config, nodes| {
+        config.node_slots = NodeSlots::Hard(2);
+        nodes[1].1.node_slots = Some(NodeSlots::Off);
+    });
+    assert_eq!(limits(&herd), [Some(2), None]);
+    assert!(look() && word.seats() == 2, "a waiter has what was raised");
+    herd.reconfigure(&[1], |_, _| {});
+    assert!(!word.is_open() && word.seats() == 2, "what runs on a removed node goes on");
 }
 
 #[test]
