@@ -177,10 +177,11 @@ impl Desk {
             return Answer { status: 404, body: json!({ "error": error }) };
         };
         let (id, was) = (node.id, node.draining);
-        let kept = self.drained.set(name, on);
+        // In force before it is kept: the disk may take its time.
         if !self.reports.drain(id, on).await {
             return ending();
         }
+        let kept = self.drained.set(name, on).await;
         if was != on {
             tracing::info!(node = %name, draining = on, "an operator took the node {}", if on { "out" } else { "in" });
         }
