@@ -7,9 +7,12 @@
 pub mod drained;
 pub mod operator;
 
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::JoinHandle;
 
 use crate::admin;
 use crate::clock::millis;
@@ -55,19 +58,30 @@ pub struct Administration {
     pub log_level: Option<LogLevel>,
 }
 
-/// Runs the control thread until told to stop.
-pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration, stop: &flume::Receiver<Stop>) {
+/// Told when what is known of the fleet is written; wait for it in bounds, since a disk may stall.
+pub type LastStore = flume::Receiver<()>;
+
+/// Runs the control thread until told to stop; or until one of its tasks panics, and then there is no last store.
+///
+/// A task that is gone cannot be made up for: without the poller no node is probed, without the desk nobody can drain.
+/// So the thread ends, which its owner sees, and not the task alone, which nobody would.
+pub fn run(
+    shared: &Arc<Shared>,
+    poller: Poller,
+    administration: Administration,
+    stop: &flume::Receiver<Stop>,
+) -> Option<LastStore> {
     let runtime = match Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no runtime for the control thread");
-            return;
+            return None;
         }
     };
-    runtime.block_on(async {
+    let last_store = runtime.block_on(async {
         let Administration { orders, reports, ordered, origin, expansion, drained, log_level } = administration;
         let (look_up, again) = flume::bounded(1);
-        spawn_local(fleet::resolve::keep_fresh(fleet::resolve::Names {
+        let resolving = spawn_local(fleet::resolve::keep_fresh(fleet::resolve::Names {
             snapshot: shared.fleet.snapshot.clone(),
             config: shared.config.clone(),
             resolver: expansion.resolver().clone(),
@@ -82,33 +96,61 @@ pub fn run(shared: &Arc<Shared>, poller: Poller, administration: Administration,
             look_up,
             log_level,
         };
-        spawn_local(steering.run(ordered));
+        let steering = spawn_local(steering.run(ordered));
         let tally = shared.orders.tally();
         let desk = Desk::new(&shared.config, &shared.fleet.snapshot, &shared.clock, reports, tally);
-        spawn_local(desk.run(orders));
-        let polling = spawn_local(poll(poller, stop.clone()));
-        spawn_local(look_after(shared.clone()));
+        let administering = spawn_local(desk.run(orders));
+        let mut polling = spawn_local(poll(poller, stop.clone()));
+        let looking = spawn_local(look_after(shared.clone()));
+        let others =
+            [("names", resolving), ("orders", steering), ("administration", administering), ("looking after", looking)];
         #[cfg(proxy_locked)]
         let locked = routing::locked::start(&shared.fleet, &shared.clock, &shared.rings);
-        let _ = polling.await;
+        let last_store = tokio::select! {
+            ended = &mut polling => ended.map_err(|_| "polls"),
+            task = panicked(others.into()) => Err(task),
+        };
+        if let Err(task) = last_store {
+            tracing::error!(task, "a task of the control thread panicked: nodes are not looked after any more");
+        }
         #[cfg(proxy_locked)]
         locked.finish().await;
         shared.live.close();
         shared.access.write(&shared.names);
+        last_store.ok()
     });
     // Look-ups that hang in the system's resolver end with the process, not before it.
     runtime.shutdown_background();
+    last_store
+}
+
+/// The first of these that panics; never, while none does. One that ends in peace is no concern.
+async fn panicked(mut tasks: Vec<(&'static str, JoinHandle<()>)>) -> &'static str {
+    std::future::poll_fn(|cx| {
+        let mut found = None;
+        tasks.retain_mut(|(name, task)| match Pin::new(task).poll(cx) {
+            Poll::Pending => true,
+            Poll::Ready(ended) => {
+                if ended.is_err() {
+                    found = Some(*name);
+                }
+                false
+            }
+        });
+        found.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 /// Polls until told to stop; capacity that appears goes to whoever waits. What is known of the fleet is stored last.
-async fn poll(mut poller: Poller, stop: flume::Receiver<Stop>) {
+async fn poll(mut poller: Poller, stop: flume::Receiver<Stop>) -> LastStore {
     loop {
         tokio::select! {
             capacity = poller.step() => capacity.offer(),
             _ = stop.recv_async() => break,
         }
     }
-    poller.store_now();
+    poller.store_last()
 }
 
 /// The periodic work.

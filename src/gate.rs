@@ -12,9 +12,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::access::Access;
 use crate::clock::{Clock, millis};
 use crate::config::{Config, InForce, NodeConfig};
-use crate::control;
 use crate::control::drained::Drained;
 use crate::control::operator::LogLevel;
+use crate::control::{self, LastStore};
 use crate::fleet::expansion::Expansion;
 use crate::fleet::report::Reports;
 use crate::fleet::resolve::Resolver;
@@ -23,7 +23,7 @@ use crate::ids::WorkerId;
 use crate::live::Live;
 use crate::operator::{Operator, Origin};
 use crate::shared::{Phase, Shared, connections_at_most};
-use crate::sync::{Arc, AtomicU32, spawn_thread};
+use crate::sync::{self, Arc, AtomicU32, spawn_thread};
 use crate::usage::ledger::{Ledger, LedgerError, LedgerThreads, Setup};
 use crate::usage::meters::Meters;
 use crate::usage::names::Names;
@@ -33,6 +33,13 @@ use crate::worker::accept::Inboxes;
 
 /// Pending connections the kernel holds per worker.
 const BACKLOG: i32 = 4096;
+
+/// How often, and how many times, the end of the control thread is looked for: 5 s.
+const CONTROL_LOOK: Duration = Duration::from_millis(5);
+const CONTROL_LOOKS: u32 = 1000;
+
+/// How long the end waits for the last store of the inventories, after the ledger's.
+const STORE_WAIT: Duration = Duration::from_secs(2);
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +73,7 @@ pub struct Gate {
     /// What its threads share.
     pub shared: Arc<Shared>,
     workers: Vec<JoinHandle<std::io::Result<()>>>,
-    control: JoinHandle<()>,
+    control: JoinHandle<Option<LastStore>>,
     stop_control: flume::Sender<control::Stop>,
     ledger: LedgerThreads,
 }
@@ -211,12 +218,26 @@ impl Gate {
             }
         }
         let _ = self.stop_control.send(control::Stop);
-        if self.control.join().is_err() {
-            tracing::error!("the control thread panicked");
-        }
+        let last_store = joined(self.control);
         let flushed = runtime()?.block_on(self.shared.ledger.shutdown());
         self.ledger.join();
+        // A hint for the next start: it was written meanwhile, or the disk stalls and it is not worth more waiting.
+        if last_store.is_some_and(|told| told.recv_timeout(STORE_WAIT) == Err(flume::RecvTimeoutError::Timeout)) {
+            tracing::warn!("the disk is slow to store the inventories: they are as they were");
+        }
         flushed.map_err(StartError::from)
+    }
+
+    /// What has ended though nobody told it to, so that this process had better end too; `None` while all is well.
+    #[must_use]
+    pub fn broken(&self) -> Option<&'static str> {
+        let accepting = self.shared.phase() < Phase::Draining;
+        match () {
+            () if self.control.is_finished() => Some("the control thread"),
+            () if self.ledger.has_ended() => Some("the ledger"),
+            () if accepting && self.is_drained() => Some("every worker"),
+            () => None,
+        }
     }
 
     /// Leaves, drains and ends in one go, waiting for streams at most as long as `shutdown.drain` says.
@@ -233,6 +254,21 @@ impl Gate {
         }
         self.end()
     }
+}
+
+/// Waits for the control thread, in bounds: whatever holds it must not keep the ledger from its last flush.
+fn joined(control: JoinHandle<Option<LastStore>>) -> Option<LastStore> {
+    for _ in 0..CONTROL_LOOKS {
+        if control.is_finished() {
+            return control.join().unwrap_or_else(|_| {
+                tracing::error!("the control thread panicked");
+                None
+            });
+        }
+        sync::sleep(CONTROL_LOOK);
+    }
+    tracing::error!("the control thread does not end: left behind");
+    None
 }
 
 /// A thread for each listener.

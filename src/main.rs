@@ -22,6 +22,7 @@ use herdgate::operator::{Answer, Command as Order, Origin};
 use herdgate::package::{self, CompletionsArgs, ManArgs, PackageArgs, PackageError};
 use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
 use herdgate::sim::{self, SimArgs};
+use herdgate::sync::spawn_thread;
 use herdgate::usage::ledger::LedgerError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -34,6 +35,9 @@ const EXIT_CONFIG: u8 = 64;
 const EXIT_PORT_TAKEN: u8 = 69;
 /// Another live process holds the ledger.
 const EXIT_HELD: u8 = 75;
+
+/// How often it is looked whether a thread has ended that must not.
+const BROKEN_LOOK: Duration = Duration::from_secs(1);
 
 /// The gate in front of a herd of Ollama nodes.
 ///
@@ -285,8 +289,21 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY: everybody who reaches this port can use every model"
         );
     }
-    runtime.block_on(wait_and_drain(&gate, signals, &manager));
+    let (mut signals, broken) = runtime.block_on(wait_and_drain(&gate, signals, &manager));
+    // The end is bounded; whoever cannot wait for it need not.
+    let at_once = move || {
+        runtime.block_on(signals.another());
+        tracing::warn!("signalled while ending: what is not written yet is lost");
+        std::process::exit(1);
+    };
+    if let Err(error) = spawn_thread("signals", at_once) {
+        tracing::warn!(%error, "no thread for signals: the end takes its time");
+    }
+    tracing::info!("ending: the last flush");
     gate.end().context("the last flush of the ledger")?;
+    if let Some(broken) = broken {
+        anyhow::bail!("{broken} ended by itself, which is a defect of herdgate: see the log");
+    }
     tracing::info!("drained");
     Ok(ExitCode::SUCCESS)
 }
@@ -317,6 +334,14 @@ impl Signals {
             interrupt: of(SignalKind::interrupt())?,
             hangup: of(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for a signal to end.
+    async fn another(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 
     /// Waits for a signal to end; one that hangs up reloads meanwhile.
@@ -361,15 +386,20 @@ async fn tell_when_ready(gate: &Gate, manager: &Manager) {
     std::future::pending().await
 }
 
-/// Waits for the first signal, then until everything has drained, the deadline passes or a second signal comes.
-async fn wait_and_drain(gate: &Gate, mut signals: Signals, manager: &Manager) {
-    tokio::select! {
-        () = signals.stopped(gate, manager) => {}
-        () = tell_when_ready(gate, manager) => {}
-    }
+/// Waits for the first signal, or for a thread that ends by itself, then until everything has drained, the deadline passes
+/// or a second signal comes. Says what ended by itself.
+async fn wait_and_drain(gate: &Gate, mut signals: Signals, manager: &Manager) -> (Signals, Option<&'static str>) {
+    let broken = tokio::select! {
+        () = signals.stopped(gate, manager) => None,
+        () = tell_when_ready(gate, manager) => None,
+        broken = broken(gate) => Some(broken),
+    };
     manager.stopping();
     let shutdown = gate.shared.config.now().shutdown.clone();
-    tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more");
+    match broken {
+        None => tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more"),
+        Some(broken) => tracing::error!("{broken} ended by itself: draining, and ending with exit code 1"),
+    }
     gate.leave();
     let drained = async {
         tokio::time::sleep(shutdown.delay).await;
@@ -385,5 +415,16 @@ async fn wait_and_drain(gate: &Gate, mut signals: Signals, manager: &Manager) {
             }
         }
         () = signals.stopped(gate, manager) => tracing::warn!("second signal: ending now"),
+    }
+    (signals, broken)
+}
+
+/// Waits until something has ended that must not.
+async fn broken(gate: &Gate) -> &'static str {
+    loop {
+        if let Some(broken) = gate.broken() {
+            return broken;
+        }
+        tokio::time::sleep(BROKEN_LOOK).await;
     }
 }

@@ -254,7 +254,7 @@ fn what_nodes_had_is_known_after_a_restart() {
         let only = node(&["a", "me/b:v1"]);
         let mut polled = Polled::ollama(data.path(), &[&only]);
         polled.until(|snapshot| snapshot.models.len() == 2).await;
-        polled.poller.store_now();
+        polled.poller.store_last().recv().unwrap();
         only.kill();
         drop(polled);
         let polled = Polled::ollama(data.path(), &[&only]);

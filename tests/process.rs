@@ -285,6 +285,47 @@ async fn i11_a_second_sigterm_ends_at_once_in_words() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
+/// A pipe that nobody reads, where the inventories are written: a disk that stalls.
+fn stall_inventories(directory: &Path) {
+    let pipe = directory.join("data").join("inventories.json.new");
+    std::fs::create_dir_all(directory.join("data")).unwrap();
+    assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i11_a_disk_that_stalls_keeps_neither_the_ledger_from_its_flush_nor_the_process_from_its_end() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "slots: 4");
+    stall_inventories(directory.path());
+    let serving = Serving::start(&config).await;
+    until_listed(serving.address).await;
+    let body = r#"{"model":"m","prompt":"x","stream":false,"options":{"num_predict":5}}"#;
+    assert_eq!(client::post_once(serving.address, "/api/generate", body).await.status, 200);
+    serving.signal(Signal::TERM);
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("the disk is slow to store the inventories"), "{log}");
+    std::fs::remove_file(directory.path().join("data").join("inventories.json.new")).unwrap();
+    let serving = Serving::start(&config).await;
+    assert_eq!(serving.tokens().await, sent(&herd));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signals_during_the_end_end_it_at_once() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "slots: 4");
+    stall_inventories(directory.path());
+    let mut serving = Serving::start(&config).await;
+    // The first leaves, the second ends, and one of the others falls into the two seconds that the disk is waited for.
+    while serving.child.try_wait().unwrap().is_none() {
+        serving.signal(Signal::TERM);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("signalled while ending"), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i11_while_leaving_probes_say_so_and_clients_are_still_served() {
     let (herd, directory) = (herd(), tempfile::tempdir().unwrap());

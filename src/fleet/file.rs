@@ -25,5 +25,8 @@ pub(crate) fn replace(
     let mut file = BufWriter::new(File::create(&fresh)?);
     write(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&fresh, path)
+    std::fs::rename(&fresh, path)?;
+    // The name is the directory's: before that is flushed, a loss of power may bring the old file back.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }

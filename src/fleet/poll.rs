@@ -146,9 +146,24 @@ impl Poller {
         }
     }
 
-    /// Writes the memory now, in this thread; at the end of the process.
-    pub fn store_now(&self) {
-        write(&Keepsake::of(self.facts.nodes()), &self.store);
+    /// Writes the memory at the end of the process, in a thread of its own that waits for one which writes now: both
+    /// write to one name. Told when it is written; never, while the disk stalls: wait for it in bounds.
+    #[must_use]
+    pub fn store_last(&self) -> flume::Receiver<()> {
+        let (memory, path) = (Keepsake::of(self.facts.nodes()), self.store.clone());
+        let (turn, back) = (self.storing.clone(), self.stored.clone());
+        let (done, told) = flume::bounded(1);
+        let body = move || {
+            // The other end is held here: it does not close.
+            let _ = turn.send(());
+            write(&memory, &path);
+            let _ = back.try_recv();
+            let _ = done.send(());
+        };
+        if let Err(error) = spawn_thread("inventories", body) {
+            tracing::warn!(%error, "no thread to store the inventories");
+        }
+        told
     }
 
     /// A client for each node that is another, or elsewhere.

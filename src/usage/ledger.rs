@@ -163,6 +163,12 @@ pub struct LedgerThreads {
 }
 
 impl LedgerThreads {
+    /// One of them has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ledger.is_finished() || self.store.is_finished()
+    }
+
     /// Waits until both threads have ended, at most 2 s: a dead disk holds the store thread for ever, and must not hold
     /// the end of the process. Blocks: call it last, from `main`.
     pub fn join(self) {

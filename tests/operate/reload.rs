@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use herdgate::gate::Start;
 use herdgate::sim::{Herd, ModelSpec, NodeSpec};
 use herdgate::sync::{Arc, AtomicU64, Ordering};
 
@@ -174,4 +175,15 @@ async fn who_may_not_administer_may_not_reload_or_drain() {
     let mut client = Client::connect(proxy.address).await;
     client.send(&client::request("GET", "/herdgate/reload", &[("Authorization", "Bearer k")], b"")).await;
     assert_eq!(client.answer().await.unwrap().status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_of_the_control_thread_that_panics_is_not_the_end_of_it_alone() {
+    let node = quick();
+    let panics = |start| Start { log_level: Some(Box::new(|_| panic!("as planned"))), ..start };
+    let proxy = Proxy::from_file_with(tempfile::tempdir().unwrap(), &[node.url()], "", panics).await;
+    assert_eq!(proxy.gate().broken(), None);
+    let answer = proxy.reload(&[node.url()], "log: { level: debug }").await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    eventually("the process knows", || async { proxy.gate().broken() == Some("the control thread") }).await;
 }

@@ -77,11 +77,21 @@ impl Proxy {
 
     /// The same on a data directory that exists, with a resolver of the test's.
     pub async fn from_file_in(data: TempDir, urls: &[String], extra: &str, resolver: Resolver) -> Self {
+        Self::from_file_with(data, urls, extra, |start| Start { resolver, ..start }).await
+    }
+
+    /// The same with whatever else it is started with.
+    pub async fn from_file_with(
+        data: TempDir,
+        urls: &[String],
+        extra: &str,
+        adjust: impl FnOnce(Start) -> Start,
+    ) -> Self {
         let named = data.path().join("herdgate.yaml");
         std::fs::write(&named, text(urls, data.path(), extra)).unwrap();
         let origin = Origin { named: Some(named), ..Origin::default() };
         let config = config::load(&origin.sources().unwrap()).unwrap_or_else(|mistakes| panic!("{mistakes:?}")).config;
-        let start = Start { origin: Some(origin), resolver, ..Start::fixed(config, Clock::system()) };
+        let start = adjust(Start { origin: Some(origin), ..Start::fixed(config, Clock::system()) });
         let gate = tokio::task::spawn_blocking(move || Gate::begin(start)).await.unwrap().unwrap();
         let address = gate.address();
         let proxy = Self { gate: Some(gate), address, data };
