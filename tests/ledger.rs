@@ -332,7 +332,7 @@ fn a_failing_disk_keeps_rows_in_memory_and_says_so() {
 
 #[test]
 fn i3_a_commit_that_was_stored_but_reported_as_failed_counts_once() {
-    for fault in [Fault::StoredButFails, Fault::Fails, Fault::Breaks] {
+    for fault in [Fault::StoredButFails, Fault::Fails, Fault::Breaks, Fault::Panics] {
         let (disk, clock) = (Disk::default(), Clock::manual(NOON));
         let mut rig = Rig::start(disk.opener(), names(), &clock);
         disk.plan(&[fault, fault]);

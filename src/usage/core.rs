@@ -450,6 +450,12 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
+        if self.ending.is_none() {
+            // Nobody told it to end: it panicked, and what is shown must not go on looking well.
+            self.health.store = StoreState::Failing;
+            self.health.last_error = Some("the ledger thread has ended".into());
+            self.links.shown.health.store(Arc::new(self.health.clone()));
+        }
         // Release: pairs with the Acquire in `Ledger::call`.
         self.links.shown.ended.store(true, Ordering::Release);
         self.links.commands.drain().for_each(drop);

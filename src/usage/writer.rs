@@ -6,6 +6,7 @@
 mod days;
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 
 use tokio::sync::oneshot;
 
@@ -450,7 +451,7 @@ impl Desk {
                 Err(flume::TryRecvError::Empty) => {}
                 Err(flume::TryRecvError::Disconnected) => return,
             }
-            summing = self.writer.sum_on();
+            summing = self.sum_on();
         }
     }
 
@@ -461,24 +462,49 @@ impl Desk {
         if let Ok(job) = job {
             self.work(job);
         }
-        while self.writer.sum_on() {}
+        while self.sum_on() {}
         found
+    }
+
+    fn sum_on(&mut self) -> bool {
+        self.guarded(|writer| Ok(writer.sum_on())).unwrap_or(false)
     }
 
     fn work(&mut self, job: Job) {
         let report = match job {
-            Job::Open => Report::Opened(self.writer.open()),
+            Job::Open => Report::Opened(self.guarded(Writer::open)),
             Job::Write(mut batch) => {
-                let result = self.writer.write(&mut batch);
+                let result = self.guarded(|writer| writer.write(&mut batch));
                 Report::Written(batch, result)
             }
-            Job::Ask(unwritten, ask) => return self.writer.ask(unwritten, ask),
-            Job::Fold(job) => Report::Folded(self.writer.fold(job)),
-            Job::Import(import) => Report::Imported(self.writer.import(&import)),
-            Job::Sync => Report::Synced(self.writer.sync()),
+            Job::Ask(unwritten, ask) => {
+                // Who asked sees the reply dropped.
+                let asked = self.guarded(|writer| {
+                    writer.ask(unwritten, ask);
+                    Ok(())
+                });
+                return drop(asked);
+            }
+            Job::Fold(job) => Report::Folded(self.guarded(|writer| writer.fold(job))),
+            Job::Import(import) => Report::Imported(self.guarded(|writer| writer.import(&import))),
+            Job::Sync => Report::Synced(self.guarded(Writer::sync)),
         };
         // The ledger thread may have given up on us: then nobody needs to know.
         let _ = self.reports.send(report);
+    }
+}
+
+impl Desk {
+    /// Work that may panic without ending this thread: it failed then, and the store is opened anew, with nothing kept
+    /// of what the work had in hand. A batch is given again; all it holds is absolute, so nothing is counted twice.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Writer) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        let writer = &mut self.writer;
+        std::panic::catch_unwind(AssertUnwindSafe(|| work(writer))).unwrap_or_else(|_| {
+            tracing::error!("the store's work panicked: it is opened anew");
+            self.writer.store = None;
+            self.writer.summing.clear();
+            Err(LedgerError::Unavailable { reason: "the store's work panicked".into() })
+        })
     }
 }
 

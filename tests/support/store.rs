@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     StoredButFails,
     /// It fails, and the store must be opened again.
     Breaks,
+    /// It panics, nothing is stored.
+    Panics,
 }
 
 #[derive(Default, Debug)]
@@ -129,6 +131,7 @@ impl Store for Double {
         match fault {
             Fault::None => Ok(()),
             Fault::Fails | Fault::StoredButFails => Err(StoreError::Failed("no space left on device".into())),
+            Fault::Panics => panic!("as planned"),
             Fault::Breaks => {
                 self.broken = true;
                 Err(StoreError::Broken("meta page".into()))
