@@ -369,8 +369,10 @@ fn a_stalled_disk_delays_answers_but_not_the_fold() {
     let health = rig.health();
     assert_eq!((health.events, disk.tried().0), (61, 0), "folded on, with one batch out");
     assert!(health.unwritten_age(clock.now()) >= 6000);
+    assert_eq!((health.store, health.degraded()), (StoreState::Stalled, true), "no error, and not well");
     rig.serve();
     rig.flush().unwrap();
+    assert_eq!((rig.health().store, rig.health().degraded()), (StoreState::Open, false));
     assert_eq!((total(&mut rig).requests_total(), disk.tried().0), (61, 2));
 }
 

@@ -88,10 +88,12 @@ fn ledger_state(ledger: &Health, now: u64) -> Value {
         StoreState::Open => return json!({ "status": "ok" }),
         StoreState::Absent => "in memory: the store cannot be had",
         StoreState::Failing => "in memory: the store cannot be written",
+        StoreState::Stalled => "in memory: the disk does not answer",
     };
     let detail = match &ledger.last_error {
-        Some(why) => format!("{detail}: {why}"),
-        None => detail.to_owned(),
+        // What went wrong before has healed since.
+        Some(why) if ledger.store != StoreState::Stalled => format!("{detail}: {why}"),
+        _ => detail.to_owned(),
     };
     json!({ "status": "error", "detail": detail, "unwritten_ms": ledger.unwritten_age(now) })
 }

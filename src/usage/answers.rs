@@ -174,6 +174,8 @@ pub enum StoreState {
     Open,
     /// The store was had, but commits fail: what came since is in memory.
     Failing,
+    /// The store was had, and does not come back from what it was given: what came since is in memory.
+    Stalled,
 }
 
 /// How the ledger is doing.

@@ -154,6 +154,8 @@ pub struct Core {
     speeds: Speeds,
     /// A batch, a slice of a fold or the sync is with the store thread; one at a time.
     busy: bool,
+    /// Since when, as far as a step saw it.
+    busy_since: Option<Millis>,
     /// The last job was a batch: slices of a fold take turns with batches.
     wrote_last: bool,
     retry_at: Millis,
@@ -180,6 +182,7 @@ impl Core {
             fold: Fold::new(links.rows_max),
             speeds: Speeds::default(),
             busy: false,
+            busy_since: None,
             wrote_last: false,
             retry_at: now,
             open: false,
@@ -216,6 +219,7 @@ impl Core {
         if !ended && !self.busy {
             self.give_job(now);
         }
+        self.watch_store(now);
         self.show();
         if ended {
             return Next::End;
@@ -223,6 +227,19 @@ impl Core {
         let awaited =
             !(self.asks.is_empty() && self.flushes.is_empty() && self.folds.is_empty() && self.imports.is_empty());
         Next::Sleep(if awaited || self.ending.is_some() { EAGER.min(self.links.tick) } else { self.links.tick })
+    }
+
+    /// Says so once when the store does not come back: a disk that stalls reports no error. An import may take its time.
+    fn watch_store(&mut self, now: Millis) {
+        if !self.busy || self.importing.is_some() {
+            self.busy_since = None;
+            return;
+        }
+        let since = *self.busy_since.get_or_insert(now);
+        if self.health.store == StoreState::Open && now.saturating_sub(since) > PATIENCE_MS {
+            tracing::warn!("the ledger's disk does not answer; rows are kept in memory");
+            self.health.store = StoreState::Stalled;
+        }
     }
 
     fn drain_rings(&mut self, now: Millis) {
@@ -313,7 +330,11 @@ impl Core {
                     return;
                 }
             };
-            self.busy = false;
+            (self.busy, self.busy_since) = (false, None);
+            if self.health.store == StoreState::Stalled {
+                tracing::info!("the ledger's disk answers again");
+                self.health.store = StoreState::Open;
+            }
             match report {
                 Report::Opened(Ok(opened)) => self.opened(opened, now),
                 Report::Opened(Err(error)) => self.failed(error, now),
