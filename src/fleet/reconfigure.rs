@@ -158,6 +158,8 @@ impl Facts {
         let target = resolve::target(&config, self.config.timeouts.connect).succeeding(&old.target);
         let (id, incarnation) = (old.id, old.incarnation + 1);
         let node = self.fresh(id, config, target, incarnation, now);
+        // A counter that is shown never goes back. What the old place's last streams add is not worth a word of its own.
+        node.word.lost_hint().set(self.nodes[at].word.cas_retries());
         self.any[at] = self.cells.any(id, &node.word);
         self.nodes[at] = node;
         self.dues[at] = 0;

@@ -203,3 +203,12 @@ fn times_of_a_model_and_of_a_node_follow_the_configuration() {
     assert_eq!(herd.last().nodes[0].times.stream_idle, Some(7_000));
     assert_eq!(herd.last().nodes[1].times.stream_idle, None);
 }
+
+#[test]
+fn a_node_that_moves_takes_its_count_of_lost_exchanges_along() {
+    let mut herd = two();
+    herd.facts.nodes()[1].word.lost_hint().add(7);
+    let changed = herd.reconfigure(&[0, 1], |_, nodes| nodes[1].1.port += 1);
+    assert_eq!(changed.moved, ["n1"]);
+    assert_eq!(herd.last().nodes[1].word.cas_retries(), 7);
+}
