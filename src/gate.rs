@@ -280,6 +280,7 @@ fn start_workers(
     reports: &Reports,
 ) -> Result<Vec<JoinHandle<std::io::Result<()>>>, StartError> {
     let inboxes = Arc::new(Inboxes::new(listeners.len()));
+    let (up, comes_up) = flume::bounded(listeners.len());
     let mut threads = Vec::with_capacity(listeners.len());
     for (index, (listener, ring)) in listeners.into_iter().zip(rings).enumerate() {
         let id = WorkerId(index);
@@ -290,9 +291,20 @@ fn start_workers(
             recorder: Recorder::new(id, ring, Arc::clone(meters)),
             reports: reports.clone(),
             inboxes: Arc::clone(&inboxes),
+            up: up.clone(),
         };
         let thread = spawn_thread(&format!("worker-{index}"), move || worker::run(start));
         threads.push(thread.map_err(|cause| StartError::System { what: "start a worker", cause })?);
+    }
+    drop(up);
+    // Disconnected before all have come up: one of them never will.
+    if comes_up.iter().take(threads.len()).count() < threads.len() {
+        shared.enter(Phase::Ending);
+        let ended = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(std::io::Error::other("it panicked"))));
+        let cause = ended.filter_map(Result::err).last().unwrap_or_else(|| std::io::Error::other("it ended"));
+        return Err(StartError::System { what: "start a worker", cause });
     }
     Ok(threads)
 }

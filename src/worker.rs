@@ -38,6 +38,8 @@ pub struct Start {
     pub reports: Reports,
     /// Where sockets are handed over.
     pub inboxes: Arc<Inboxes>,
+    /// Told when it accepts.
+    pub up: flume::Sender<()>,
 }
 
 /// Runs a worker on the calling thread until the process drains and its last connection is gone.
@@ -45,12 +47,16 @@ pub struct Start {
 /// # Errors
 /// When the runtime or the listener cannot be set up.
 pub fn run(start: Start) -> std::io::Result<()> {
+    let Start { id, shared, listener, recorder, reports, inboxes, up } = start;
+    // Dropped after the runtime, and with it every connection.
+    let _inbox = inboxes.open(id.0, &shared);
     let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
-    let Start { id, shared, listener, recorder, reports, inboxes } = start;
     runtime.block_on(async move {
         let local = Rc::new(Local::new(id, shared, recorder, reports));
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
+        let _ = up.send(());
+        drop(up);
         spawn_local(tick(local.clone()));
         spawn_local(local.upstreams.clone().run());
         spawn_local(accept::inbox(local.clone(), inboxes.clone()));

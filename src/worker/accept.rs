@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::proxy::local::Local;
 use crate::shared::{Phase, RESERVED, Shared};
-use crate::sync::{Arc, AtomicWaker, Ordering, spawn_local};
+use crate::sync::{Arc, AtomicBool, AtomicWaker, Ordering, fence, spawn_local};
 
 /// How long an accept waits for a free file or place before it looks again.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
@@ -33,14 +33,72 @@ pub struct Inboxes {
 struct Inbox {
     sockets: ArrayQueue<(TcpStream, bool)>,
     waker: AtomicWaker,
+    /// Its worker runs. Set once before sockets come, cleared once.
+    alive: AtomicBool,
 }
 
 impl Inboxes {
     /// Inboxes for this many workers.
     #[must_use]
     pub fn new(workers: usize) -> Self {
-        let inbox = |_| Inbox { sockets: ArrayQueue::new(INBOX), waker: AtomicWaker::new() };
+        let inbox =
+            |_| Inbox { sockets: ArrayQueue::new(INBOX), waker: AtomicWaker::new(), alive: AtomicBool::new(true) };
         Self { boxes: (0..workers).map(inbox).collect() }
+    }
+
+    fn is_alive(&self, worker: usize) -> bool {
+        self.boxes[worker].alive.load(Ordering::Acquire)
+    }
+
+    /// Hands a socket to a worker, unless that is full or has ended.
+    ///
+    /// Whoever ends clears its flag and then empties its inbox; whoever hands over pushes and then looks at the flag. With
+    /// the fences between, one of the two sees the other's: no socket stays behind where nobody reads.
+    fn hand(&self, worker: usize, handed: (TcpStream, bool)) -> Result<(), (TcpStream, bool)> {
+        let inbox = &self.boxes[worker];
+        inbox.sockets.push(handed)?;
+        fence(Ordering::SeqCst);
+        if inbox.alive.load(Ordering::Relaxed) {
+            inbox.waker.wake();
+            return Ok(());
+        }
+        // Any socket of this inbox will do: each of them wants somebody.
+        inbox.sockets.pop().map_or(Ok(()), Err)
+    }
+
+    /// The inbox of a worker that begins; closed when this is dropped, however the worker ends.
+    pub(super) fn open(self: &Arc<Self>, worker: usize, shared: &Arc<Shared>) -> OpenInbox {
+        OpenInbox { inboxes: Arc::clone(self), worker, shared: Arc::clone(shared) }
+    }
+
+    /// Closes a worker's inbox; how many sockets were in it.
+    fn close(&self, worker: usize) -> u32 {
+        let inbox = &self.boxes[worker];
+        inbox.alive.store(false, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let mut lost = 0;
+        while inbox.sockets.pop().is_some() {
+            lost += 1;
+        }
+        lost
+    }
+}
+
+/// An inbox whose worker runs.
+#[derive(Debug)]
+pub(super) struct OpenInbox {
+    inboxes: Arc<Inboxes>,
+    worker: usize,
+    shared: Arc<Shared>,
+}
+
+impl Drop for OpenInbox {
+    fn drop(&mut self) {
+        let lost = self.inboxes.close(self.worker);
+        self.shared.gauges[self.worker].connections.fetch_sub(lost, Ordering::AcqRel);
+        if self.shared.phase() < Phase::Draining {
+            tracing::error!(worker = self.worker, lost, "a worker has ended by itself; the others serve on");
+        }
     }
 }
 
@@ -116,7 +174,7 @@ fn is_per_connection(error: &std::io::Error) -> bool {
 /// Keeps the socket, or hands it to the least busy worker if this one is clearly busier.
 fn place(local: &Rc<Local>, inboxes: &Inboxes, stream: tokio::net::TcpStream, reserved: bool) {
     let _ = stream.set_nodelay(true);
-    let target = least_busy(&local.shared, local.id.0);
+    let target = least_busy(&local.shared, inboxes, local.id.0);
     let gauges = &local.shared.gauges[target];
     gauges.connections.fetch_add(1, Ordering::AcqRel);
     if target == local.id.0 {
@@ -127,10 +185,9 @@ fn place(local: &Rc<Local>, inboxes: &Inboxes, stream: tokio::net::TcpStream, re
         gauges.connections.fetch_sub(1, Ordering::AcqRel);
         return;
     };
-    match inboxes.boxes[target].sockets.push((socket, reserved)) {
+    match inboxes.hand(target, (socket, reserved)) {
         Ok(()) => {
             local.gauges().handed_over.fetch_add(1, Ordering::Relaxed);
-            inboxes.boxes[target].waker.wake();
         }
         Err((socket, reserved)) => {
             gauges.connections.fetch_sub(1, Ordering::AcqRel);
@@ -143,9 +200,10 @@ fn place(local: &Rc<Local>, inboxes: &Inboxes, stream: tokio::net::TcpStream, re
 }
 
 /// Where a new connection goes: here, unless here is above the least busy worker by more than 4 and a quarter.
-fn least_busy(shared: &Shared, here: usize) -> usize {
+fn least_busy(shared: &Shared, inboxes: &Inboxes, here: usize) -> usize {
     let load = |local: usize| shared.gauges[local].connections.load(Ordering::Relaxed);
-    let least = (0..shared.gauges.len()).min_by_key(|local| load(*local)).unwrap_or(here);
+    let alive = (0..shared.gauges.len()).filter(|local| inboxes.is_alive(*local));
+    let least = alive.min_by_key(|local| load(*local)).unwrap_or(here);
     if stays(load(here), load(least)) { here } else { least }
 }
 
@@ -181,5 +239,18 @@ mod tests {
         assert!(!stays(5, 0));
         assert!(stays(125, 100));
         assert!(!stays(126, 100));
+    }
+
+    #[test]
+    fn nothing_is_handed_to_a_worker_that_has_ended() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let inboxes = Inboxes::new(2);
+        inboxes.hand(1, (socket(), false)).unwrap();
+        inboxes.hand(1, (socket(), true)).unwrap();
+        assert_eq!(inboxes.close(1), 2, "what nobody will read is let go");
+        assert!(inboxes.is_alive(0) && !inboxes.is_alive(1));
+        let (_, reserved) = inboxes.hand(1, (socket(), true)).unwrap_err();
+        assert!(reserved && inboxes.boxes[1].sockets.is_empty());
     }
 }
