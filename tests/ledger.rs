@@ -508,6 +508,19 @@ fn a_full_map_grows() {
 }
 
 #[test]
+fn a_store_that_is_opened_again_was_held_all_the_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut open = herdgate::usage::ledger::opener(Some(dir.path().to_owned()));
+    let path = dir.path().join("ledger");
+    drop(open().unwrap());
+    assert!(matches!(LmdbStore::open(&path), Err(LedgerError::Held { .. })), "between the two openings");
+    let again = open().unwrap();
+    assert!(matches!(LmdbStore::open(&path), Err(LedgerError::Held { .. })));
+    drop((again, open));
+    assert!(LmdbStore::open(&path).is_ok());
+}
+
+#[test]
 fn a_directory_that_heals_is_taken_and_exact() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

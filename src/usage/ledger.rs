@@ -333,7 +333,12 @@ pub fn opener(data: Option<PathBuf>) -> Opener {
     match data {
         Some(data) => {
             let dir = data.join("ledger");
-            Box::new(move || Ok(Box::new(LmdbStore::open(&dir)?)))
+            let mut held = None;
+            Box::new(move || {
+                let store = LmdbStore::open_again(&dir, held.clone())?;
+                held = Some(store.held());
+                Ok(Box::new(store))
+            })
         }
         None => Box::new(|| Ok(Box::new(MemoryStore::default()))),
     }

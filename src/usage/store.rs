@@ -3,14 +3,16 @@
 //! Used by the store thread ([`super::writer`]) alone. Must never be called from a worker or from the ledger thread: a
 //! commit waits for the disk, and a read may wait for a page. All unsafe of the crate is here: three calls of heed.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, MdbError, WithoutTls};
 
 use super::ledger::LedgerError;
+use crate::sync::Arc;
 
 /// Schema this herdgate reads and writes. A store with a higher number is refused; a migration copies it first.
 pub const SCHEMA: u32 = 1;
@@ -197,6 +199,9 @@ const MAP_BYTES: usize = 64 << 30;
 /// Below this the map is not halved any further when address space is short.
 const MAP_BYTES_MIN: usize = 1 << 30;
 
+/// The file whose lock says whose the store is.
+const HELD: &str = "held";
+
 type Tables = [Database<'static, Bytes, Bytes>; Table::ALL.len()];
 
 /// Rows in an LMDB environment of our own.
@@ -210,7 +215,20 @@ pub struct LmdbStore {
     open: Option<(heed::Env<WithoutTls>, Tables)>,
     map_bytes: usize,
     /// Declared last: released after the environment is closed.
-    _held: File,
+    held: Held,
+}
+
+/// The store is this process'. Clones share it; whoever opens a store again keeps one, so that nobody else takes it
+/// between the loss of a map and the reopening.
+#[derive(Clone, Debug)]
+pub struct Held(Arc<File>);
+
+impl Held {
+    /// Whether it is this directory's: one that was removed and made again is another.
+    fn is_of(&self, dir: &Path) -> bool {
+        let place = |found: std::io::Result<Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
+        place(self.0.metadata()).is_some_and(|ours| place(std::fs::metadata(dir.join(HELD))) == Some(ours))
+    }
 }
 
 impl LmdbStore {
@@ -223,19 +241,40 @@ impl LmdbStore {
         Self::open_with_map(dir, MAP_BYTES, MAP_BYTES_MIN)
     }
 
+    /// As [`LmdbStore::open`], for who holds the store already.
+    ///
+    /// # Errors
+    /// As [`LmdbStore::open`].
+    pub fn open_again(dir: &Path, held: Option<Held>) -> Result<Self, LedgerError> {
+        Self::open_as(dir, MAP_BYTES, MAP_BYTES_MIN, held)
+    }
+
+    /// What keeps others out for as long as a clone of it lives.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        self.held.clone()
+    }
+
     /// As [`LmdbStore::open`], with a map of `map_bytes`, halved at most down to `map_bytes_min` when address space is
     /// short.
     ///
     /// # Errors
     /// As [`LmdbStore::open`].
     pub fn open_with_map(dir: &Path, map_bytes: usize, map_bytes_min: usize) -> Result<Self, LedgerError> {
+        Self::open_as(dir, map_bytes, map_bytes_min, None)
+    }
+
+    fn open_as(dir: &Path, map_bytes: usize, map_bytes_min: usize, held: Option<Held>) -> Result<Self, LedgerError> {
         std::fs::create_dir_all(dir).map_err(|error| unavailable(&error))?;
-        let held = hold(dir)?;
+        let held = match held.filter(|held| held.is_of(dir)) {
+            Some(held) => held,
+            None => Held(Arc::new(hold(dir)?)),
+        };
         let (env, map_bytes) = open_env(dir, map_bytes, map_bytes_min)?;
         check_schema(&env, dir)?;
         let tables = create_tables(&env).map_err(|error| open_error(dir, &error))?;
         env.clear_stale_readers().map_err(|error| open_error(dir, &error))?;
-        Ok(Self { open: Some((env, tables)), map_bytes, _held: held })
+        Ok(Self { open: Some((env, tables)), map_bytes, held })
     }
 
     /// Bytes of the map now.
@@ -358,7 +397,7 @@ impl Store for LmdbStore {
 
 /// Takes the store for this process. The system gives it back when the process ends, however it ends.
 fn hold(dir: &Path) -> Result<File, LedgerError> {
-    let path = dir.join("held");
+    let path = dir.join(HELD);
     let mut file =
         File::options().create(true).truncate(false).write(true).open(path).map_err(|error| unavailable(&error))?;
     match file.try_lock() {
