@@ -36,7 +36,7 @@ use crate::dialect::texts::Refusal;
 use crate::dialect::{Family, name};
 use crate::fleet::Snapshot;
 use crate::fleet::fanout::ask::{Asked, Read, Verb};
-use crate::fleet::fanout::keeper::Keeper;
+use crate::fleet::fanout::keeper::{Aside, Keeper};
 use crate::fleet::fanout::tally::{Ended, Kind, Tally};
 use crate::fleet::fanout::targets::{Goals, NoGoal};
 use crate::fleet::report::{Reports, Sought};
@@ -324,14 +324,16 @@ impl Desk {
                 };
             }
         };
+        if matches!(verb, Verb::Copy | Verb::Delete) {
+            return short::run(self, order, &asked).await;
+        }
         let goals = match self.goals(&asked, order.nodes.as_deref()).await {
             Ok(goals) => goals,
             Err(none) => return order.client.answer(Reply::refusal(&none.refusal(Some(&asked)))),
         };
         match verb {
-            Verb::Pull | Verb::Create => progress::run(self, order, asked, goals).await,
-            Verb::Copy | Verb::Delete => short::run(self, order, &asked, goals).await,
             Verb::Push => push::relay(self, order, verb, &goals.up[0]).await,
+            _ => progress::run(self, order, asked, goals).await,
         }
     }
 
@@ -356,6 +358,20 @@ impl Desk {
         }
     }
 
+    /// Before an operation begins: what an older one has left for its name must not meet what it makes. That is taken
+    /// off the list of every node, but where only some are meant (a pull, nodes by header) of these alone.
+    async fn aside(&self, asked: &Asked, explicit: bool, goals: &Goals) -> Aside {
+        let some = explicit || asked.verb == Verb::Pull;
+        let meant = |node: &str| goals.up.iter().chain(&goals.down).any(|goal| *goal.name == *node);
+        let aside = self.keeper.aside(&Self::changed_key(asked), |node| !some || meant(node)).await;
+        if !aside.ended.is_empty() {
+            let snapshot = self.snapshot.load_full();
+            let ended = snapshot.configured().filter(|node| aside.ended.iter().any(|name| **name == *node.name));
+            self.reports.changed(ended.map(|node| node.id).collect()).await;
+        }
+        aside
+    }
+
     /// The name that an operation changes, as a routing key.
     fn changed_key(asked: &Asked) -> Box<str> {
         if asked.verb == Verb::Copy { name::key(&asked.destination) } else { asked.key.clone() }
@@ -373,15 +389,15 @@ impl Drop for Done<'_> {
 
 /// A task that ends with its handle.
 #[derive(Debug)]
-struct Task(JoinHandle<()>);
+struct Task<T = ()>(JoinHandle<T>);
 
-impl Task {
-    fn spawn(future: impl Future<Output = ()> + 'static) -> Self {
+impl<T: 'static> Task<T> {
+    fn spawn(future: impl Future<Output = T> + 'static) -> Self {
         Self(spawn_local(future))
     }
 }
 
-impl Drop for Task {
+impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

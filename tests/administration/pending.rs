@@ -1,10 +1,12 @@
 //! What nodes that are down miss: reported, kept, listed, cancellable, caught up, and never done to another model.
 
+use std::time::Duration;
+
 use herdgate::clock::Clock;
 use herdgate::sim::{Fault, Harm, Herd, ModelSpec};
 use serde_json::Value;
 
-use crate::support::client::{self, request};
+use crate::support::client::{self, Client, post as bytes, request};
 use crate::support::proxy::Proxy;
 use crate::{copies, delete, disk, fleet, nodes, post, statuses, until_known, well_formed};
 
@@ -137,4 +139,59 @@ async fn a_deletion_takes_back_what_was_kept_to_bring_the_model() {
     herd.nodes()[2].restart();
     until_known(&proxy, "m", 3).await;
     assert_eq!((disk(&herd, 2).await, copies(&proxy, "new")), (vec!["m".to_owned()], 0));
+}
+
+/// A deletion is kept for c, which is back, and has refused it: it waits for its turn.
+async fn a_deletion_waits_on_c(herd: &Herd, proxy: &Proxy) {
+    stop_c(herd, proxy).await;
+    assert_eq!(delete(proxy, r#"{"model":"m"}"#).await.status, 200);
+    herd.nodes()[2].fault(Fault::new(Harm::Status(500, "busy".to_owned())).for_path("/api/delete"));
+    herd.nodes()[2].restart();
+    let refused = || async { listed(proxy).await[0]["attempts"].as_u64().unwrap() > 0 };
+    proxy.until("c has refused it", refused).await;
+    until_known(proxy, "m", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_settles_a_kept_deletion_before_it_begins() {
+    let (herd, proxy) = fleet("", |_, spec| {
+        spec.registry = vec![ModelSpec::chat("m").copy_of("m")];
+        spec.pull_time = Duration::from_secs(3600);
+    })
+    .await;
+    a_deletion_waits_on_c(&herd, &proxy).await;
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&bytes("/api/pull", r#"{"model":"m"}"#)).await;
+    assert_eq!(client.begin().await.unwrap().status, 200);
+    // From here on the deletion could fall due at any moment.
+    assert!(listed(&proxy).await.is_empty());
+    // Whoever takes the pull back before any node has it, has changed nothing.
+    drop(client);
+    proxy.until("it is kept again", || async { listed(&proxy).await.len() == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_nobody_did_leaves_what_was_kept() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    for node in &herd.nodes()[..2] {
+        node.fault(Fault::new(Harm::Status(500, "permission denied".to_owned())).for_path("/api/delete"));
+    }
+    assert_eq!(delete(&proxy, r#"{"model":"new"}"#).await.status, 500);
+    assert_eq!(listed(&proxy).await[0]["operation"], "pull");
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m", "new"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_settles_what_was_kept_for_nodes_that_are_down() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    assert_eq!(listed(&proxy).await.len(), 1);
+    let lines = well_formed(&post(&proxy, "/api/create", r#"{"model":"new","from":"m"}"#).await);
+    assert_eq!(lines.last().unwrap()["nodes"]["missed"], serde_json::json!(["c"]));
+    assert!(listed(&proxy).await.is_empty(), "c would get what no other node has");
 }

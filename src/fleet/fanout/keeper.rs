@@ -32,6 +32,14 @@ struct Stored {
     pending: Pending,
 }
 
+/// What an order has taken off the list for as long as it runs.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    entries: Vec<Entry>,
+    /// Nodes on which an attempt was under way, and may have done its work without the gate knowing.
+    pub(super) ended: Vec<String>,
+}
+
 /// The list, who works on it, and its file.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -87,25 +95,31 @@ impl Keeper {
         kept
     }
 
-    /// A newer order has settled this name on these nodes.
-    pub(super) async fn settled(&self, nodes: impl Iterator<Item = &str>, key: &str) {
-        let mut gone = Vec::new();
-        for node in nodes {
-            gone.extend(self.pending.borrow_mut().forget(node, key));
+    /// A newer order for this name begins on these nodes: what was kept is taken off, attempts under way are ended.
+    pub(super) async fn aside(&self, key: &str, on: impl Fn(&str) -> bool) -> Aside {
+        let entries = self.pending.borrow_mut().aside(key, on);
+        if entries.is_empty() {
+            return Aside::default();
         }
-        if !gone.is_empty() {
-            self.stop(gone);
-            self.store().await;
-        }
+        let ids = entries.iter().map(|entry| entry.id).collect();
+        let is_running = |entry: &&Entry| self.running.borrow().contains_key(&entry.id);
+        let ended = entries.iter().filter(is_running).map(|entry| entry.node.clone()).collect();
+        self.stop(ids);
+        self.store().await;
+        Aside { entries, ended }
     }
 
-    /// A newer order has settled this name in the whole fleet.
-    pub(super) async fn settled_everywhere(&self, key: &str) {
-        let gone = self.pending.borrow_mut().forget_everywhere(key);
-        if !gone.is_empty() {
-            self.stop(gone);
-            self.store().await;
+    /// The newer order has done nothing on these nodes: what was kept for them is kept again.
+    pub(super) async fn put_back(&self, aside: Aside, on: impl Fn(&str) -> bool) {
+        let entries: Vec<Entry> = aside.entries.into_iter().filter(|entry| on(&entry.node)).collect();
+        if entries.is_empty() {
+            return;
         }
+        for entry in entries {
+            self.pending.borrow_mut().put_back(entry);
+        }
+        let _ = self.kick.0.try_send(());
+        self.store().await;
     }
 
     /// Takes an entry off the list; an attempt under way is ended.

@@ -165,9 +165,21 @@ impl Pending {
         self.take(|entry| *entry.key == *key && entry.node == node)
     }
 
-    /// The same on every node: an order for the whole fleet has settled this name.
-    pub fn forget_everywhere(&mut self, key: &str) -> Vec<u64> {
-        self.take(|entry| *entry.key == *key)
+    /// A newer order for this name begins on these nodes: takes off what was kept for it, and hands it over.
+    pub fn aside(&mut self, key: &str, on: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let (taken, left) =
+            std::mem::take(&mut self.entries).into_iter().partition(|entry| *entry.key == *key && on(&entry.node));
+        self.entries = left;
+        taken
+    }
+
+    /// That order has done nothing: what it took off is kept again, unless another order has come meanwhile.
+    pub fn put_back(&mut self, entry: Entry) {
+        let newer = self.entries.iter().any(|other| other.node == entry.node && other.key == entry.key);
+        if !newer && self.entries.len() < ENTRIES_MAX {
+            let at = self.entries.partition_point(|other| other.id < entry.id);
+            self.entries.insert(at, entry);
+        }
     }
 
     /// Takes off what is older than a day; their numbers.
@@ -243,11 +255,33 @@ mod tests {
         let kept: Vec<_> = pending.entries().iter().map(|e| (e.id, &*e.node, e.operation)).collect();
         assert_eq!(kept, [(2, "b", Operation::Pull), (3, "a", Operation::Delete)]);
         assert_eq!(pending.forget("a", "m:latest"), [3]);
-        assert_eq!(pending.clone().forget_everywhere("m:latest"), [2]);
         assert_eq!(pending.remove(2).unwrap().node, "b");
         assert_eq!(pending.remove(2), None);
         assert!(pending.add(entry("a", Operation::Pull, "m")));
         assert_eq!(pending.entries()[0].id, 4, "a number is not given twice");
+    }
+
+    #[test]
+    fn what_was_taken_aside_comes_back_unless_a_newer_order_came() {
+        let mut pending = Pending::default();
+        for (node, model) in [("a", "m"), ("b", "m"), ("a", "n")] {
+            assert!(pending.add(entry(node, Operation::Pull, model)));
+        }
+        let before = pending.entries().to_vec();
+        let aside = pending.aside("m:latest", |_| true);
+        assert_eq!((aside.len(), pending.entries().len()), (2, 1));
+        for entry in aside {
+            pending.put_back(entry);
+        }
+        assert_eq!(pending.entries(), before);
+        let aside = pending.aside("m:latest", |node| node == "a");
+        assert!(pending.add(entry("a", Operation::Delete, "m")));
+        assert_eq!(aside.len(), 1);
+        for entry in aside {
+            pending.put_back(entry);
+        }
+        let kept: Vec<_> = pending.entries().iter().map(|e| (e.id, e.operation)).collect();
+        assert_eq!(kept, [(2, Operation::Pull), (3, Operation::Pull), (4, Operation::Delete)]);
     }
 
     #[test]

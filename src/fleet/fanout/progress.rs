@@ -16,6 +16,7 @@ use crate::dialect::ollama::error_object;
 use crate::fleet::Target;
 use crate::fleet::fanout::ask::{Asked, Verb};
 use crate::fleet::fanout::exchange::{Exchange, Fail};
+use crate::fleet::fanout::keeper::Aside;
 use crate::fleet::fanout::merge::{Line, Merge};
 use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::pending::{Entry, Operation};
@@ -48,6 +49,8 @@ struct Run {
     asked: Asked,
     body: Bytes,
     goals: Goals,
+    /// What was kept for its name.
+    aside: Aside,
     merge: Merge,
     /// By node, once it has ended.
     results: Vec<Option<Result<(), Fail>>>,
@@ -64,6 +67,7 @@ struct Run {
 /// Runs a pull or a create to its end.
 pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goals) -> Ended {
     let explicit = order.nodes.is_some();
+    let aside = desk.aside(&asked, explicit, &goals).await;
     let Order { by, body, client, .. } = order;
     let Waiting { reply, mut present } = client;
     let nodes = goals.up.len();
@@ -73,6 +77,7 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goal
         asked,
         body,
         goals,
+        aside,
         merge: Merge::new(nodes),
         results: (0..nodes).map(|_| None).collect(),
         waiting: (0..nodes).collect(),
@@ -88,16 +93,17 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: Asked, goals: Goal
             run.leave_out_who_lacks_blobs().await;
         }
         run.work(&mut reply).await;
-        run.verdict(&mut reply).await
     };
-    tokio::select! {
+    let left = tokio::select! {
         biased;
-        ended = worked => return ended,
-        () = present.closed() => {}
+        () = worked => false,
+        () = present.closed() => true,
+    };
+    if !left {
+        return run.verdict(&mut reply).await;
     }
     tracing::info!(model = run.asked.model, operation = run.asked.verb.word(), "the client left: cancelled");
-    tokio::time::sleep(Duration::from_millis(STAY_MS)).await;
-    drop(run);
+    run.cancelled().await;
     Ended::ClientGone
 }
 
@@ -137,7 +143,11 @@ impl Run {
             // Without a stream a node is silent until it is done, however long that takes.
             let idle = if self.asked.stream { self.desk.config.now().timeouts.stream_idle } else { Duration::MAX };
             self.tasks.push(Task::spawn(async move {
-                let result = follow(&target, id, verb, &body, idle, Some((node, &events))).await;
+                let lines = events.clone();
+                let mut followed =
+                    Task::spawn(async move { follow(&target, id, verb, &body, idle, Some((node, &lines))).await });
+                // A mistake of ours on one node must not be waited for without end.
+                let result = (&mut followed.0).await.unwrap_or_else(|error| Err(Fail::Lost(error.to_string())));
                 let _ = events.send_async(Event::End(node, result)).await;
             }));
         }
@@ -165,6 +175,26 @@ impl Run {
             }
         }
         self.results[node] = Some(result);
+    }
+
+    /// The client has left: ends what is under way. Nodes that have it already have it all the same.
+    async fn cancelled(mut self) {
+        let begun = (0..self.goals.up.len()).filter(|node| !self.waiting.contains(node));
+        let begun: Vec<NodeId> = begun.map(|node| self.goals.up[node].node).collect();
+        // Whoever ends while its request is still being read counts too.
+        let heard = async {
+            while let Ok(event) = self.events.1.recv_async().await {
+                if let Event::End(node, result) = event {
+                    self.results[node] = Some(result);
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(STAY_MS), heard).await;
+        self.tasks.clear();
+        let nodes = self.goals.up.iter().zip(&self.results);
+        let done: Vec<&str> = nodes.filter(|(_, r)| matches!(r, Some(Ok(())))).map(|(goal, _)| &*goal.name).collect();
+        self.desk.keeper.put_back(self.aside, |node| !done.contains(&node)).await;
+        self.desk.reports.changed(begun).await;
     }
 
     /// Some node has it, or a part of it.
@@ -259,9 +289,10 @@ impl Run {
                 None => {}
             }
         }
-        let key = Desk::changed_key(&self.asked);
-        self.desk.keeper.settled(outcome.done.iter().map(|name| &**name), &key).await;
-        if !outcome.done.is_empty() {
+        let aside = std::mem::take(&mut self.aside);
+        if outcome.done.is_empty() {
+            self.desk.keeper.put_back(aside, |_| true).await;
+        } else {
             keep(&self.desk, &self.asked, &missing, &mut outcome).await;
         }
         for (name, fail) in &failures {

@@ -13,7 +13,7 @@ use crate::fleet::fanout::ask::{Asked, Verb};
 use crate::fleet::fanout::exchange::{Exchange, Fail};
 use crate::fleet::fanout::outcome::{Outcome, words};
 use crate::fleet::fanout::tally::Ended;
-use crate::fleet::fanout::targets::{Goal, Goals};
+use crate::fleet::fanout::targets::{Goal, Goals, NoGoal};
 use crate::fleet::fanout::{Body, By, Desk, Order, Reply, progress};
 use crate::ids::{NodeId, RequestId};
 use crate::sync::{Arc, spawn_local};
@@ -22,14 +22,27 @@ use crate::sync::{Arc, spawn_local};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a copy or a delete to its end.
-pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, mut goals: Goals) -> Ended {
-    let key = Desk::changed_key(asked);
-    if asked.verb == Verb::Delete && order.nodes.is_none() {
-        // Also where it is not yet: a pull that is kept for a node must not bring the model back.
-        desk.keeper.settled_everywhere(&key).await;
-    } else {
-        desk.keeper.settled(goals.up.iter().map(|goal| &*goal.name), &key).await;
-    }
+pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked) -> Ended {
+    let explicit = order.nodes.is_some();
+    // Before the nodes are chosen: a pull that is kept for a node must not bring the model back, and one that is being
+    // caught up may have brought it.
+    let early = match asked.verb == Verb::Delete && !explicit {
+        true => Some(desk.aside(asked, explicit, &Goals::default()).await),
+        false => None,
+    };
+    let mut goals = match desk.goals(asked, order.nodes.as_deref()).await {
+        Ok(goals) => goals,
+        Err(none) => {
+            if let Some(aside) = early.filter(|_| none != NoGoal::NoModel) {
+                desk.keeper.put_back(aside, |_| true).await;
+            }
+            return order.client.answer(Reply::refusal(&none.refusal(Some(asked))));
+        }
+    };
+    let aside = match early {
+        Some(aside) => aside,
+        None => desk.aside(asked, explicit, &goals).await,
+    };
     let mut results = everywhere(&goals.up, order.by.request, asked.verb, &order.body).await;
     if results.iter().all(lacks_it)
         && let Some(moved) = elsewhere(desk, &order, asked, &goals).await
@@ -38,6 +51,9 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked, mut goals:
         results = everywhere(&goals.up, order.by.request, asked.verb, &order.body).await;
     }
     let some = results.iter().any(Result::is_ok);
+    if !some && !results.iter().all(lacks_it) {
+        desk.keeper.put_back(aside, |_| true).await;
+    }
     let reply = verdict(desk, (asked, &order.by), &goals, results).await;
     // Anything but Ollama's own empty answer says who is left without.
     let is_full = reply.status == 200 && matches!(&reply.body, Body::Whole(bytes) if bytes.is_empty());
