@@ -44,6 +44,8 @@ pub struct Ask {
     pub body: Option<Bytes>,
     /// Time for all of it, the connect included.
     pub timeout_ms: u64,
+    /// Over a connection of its own, never a kept one.
+    pub fresh: bool,
 }
 
 /// What a node answered.
@@ -129,7 +131,8 @@ impl Client {
 
     async fn exchange(&self, ask: &Ask) -> Result<Answer, FetchError> {
         let request = self.encode(ask);
-        if let Some(stream) = self.take_idle() {
+        let kept = if ask.fresh { None } else { self.take_idle() };
+        if let Some(stream) = kept {
             match self.converse(stream, &request).await {
                 Err(FetchError::Lost(_) | FetchError::Decode(DecodeError::ClosedEarly)) => {}
                 other => return other,
@@ -296,7 +299,7 @@ mod tests {
     }
 
     fn get(path: &'static str) -> Ask {
-        Ask { path, body: None, timeout_ms: 20_000 }
+        Ask { path, body: None, timeout_ms: 20_000, fresh: false }
     }
 
     /// Reads one request's head (and as much body as its length says) and answers it.
@@ -385,6 +388,23 @@ mod tests {
         assert!(matches!(client.fetch(&hasty).await, Err(FetchError::TimedOut(1))));
         drop(listener);
         assert!(matches!(client.fetch(&get("/a")).await, Err(FetchError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn a_fresh_question_takes_no_kept_connection() {
+        let (listener, client) = node().await;
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            serve(&mut stream, OK).await;
+            stream
+        };
+        let ask = get("/a");
+        let (answer, _stream) = tokio::join!(client.fetch(&ask), server);
+        answer.unwrap();
+        drop(listener);
+        // What was kept is still open on both sides.
+        let fresh = Ask { fresh: true, ..get("/a") };
+        assert!(matches!(client.fetch(&fresh).await, Err(FetchError::Refused)));
     }
 
     #[tokio::test]

@@ -16,6 +16,8 @@
 //! # Down → Up
 //! One success. The node has *come back*: its inventory and residency are asked at once, and it is `recovering` for
 //! [`RECOVERING_MS`] (one cold load at a time). Our own instance id is never a success.
+//! A node that said no (refused a connection, or is ourselves) comes back by a probe alone, sent since on a connection
+//! of its own: streams of before go on while a server stops, and prove nothing about new ones.
 //!
 //! # Down → Down
 //! Each failed probe doubles the pause to the next one, up to `backoff_max`. The cause follows the latest failure.
@@ -179,12 +181,17 @@ pub fn step(health: &Health, event: Event, now: Millis, rules: &Rules, jitter: u
     match event {
         Event::ProbeOk { asked_at } => {
             next.probe_at = after(asked_at, rules.probe_ms, now, jitter);
-            up(&mut next, &mut effects, "answers probes", now);
+            // One sent before the fall may have gone over a connection of before.
+            if !(said_no(health) && asked_at <= health.since) {
+                up(&mut next, &mut effects, "answers probes", now);
+            }
         }
         Event::Reached => {
             // The pause to the next probe may be a long one, from when it was down.
             next.probe_at = next.probe_at.min(after(now, rules.probe_ms, now, jitter));
-            up(&mut next, &mut effects, "answered a request", now);
+            if !said_no(health) {
+                up(&mut next, &mut effects, "answered a request", now);
+            }
         }
         Event::ProbeFailed { asked_at, cause } => {
             next.failures = next.failures.saturating_add(1);
@@ -224,6 +231,11 @@ pub fn step(health: &Health, event: Event, now: Millis, rules: &Rules, jitter: u
         Event::Tick => tick(&mut next, &mut effects, now),
     }
     (next, effects)
+}
+
+/// It is down, and not for silence: what goes on over connections of before does not count.
+fn said_no(health: &Health) -> bool {
+    health.phase == Phase::Down && health.fall == Fall::Answered
 }
 
 /// To Up, from wherever.

@@ -355,7 +355,9 @@ impl Node {
     /// The question as a request.
     #[must_use]
     pub fn ask(&self, question: &Question, rules: &HealthConfig) -> Ask {
-        let get = |path, timeout_ms| Ask { path, body: None, timeout_ms };
+        // A node that is down has to take a connection: one of before proves nothing about the next request's.
+        let fresh = *question == Question::Probe && self.health.phase == Phase::Down;
+        let get = |path, timeout_ms| Ask { path, body: None, timeout_ms, fresh };
         let probe_ms = millis(rules.probe_timeout);
         match question {
             Question::Probe if self.is_ollama() => get("/api/version", probe_ms),
@@ -367,7 +369,7 @@ impl Node {
             Question::Slots => get("/props", millis(rules.ps)),
             Question::Weights { name, .. } => {
                 let body = serde_json::json!({ "model": &**name }).to_string();
-                Ask { path: "/api/show", body: Some(Bytes::from(body)), timeout_ms: INVENTORY_TIMEOUT_MS }
+                Ask { path: "/api/show", body: Some(Bytes::from(body)), timeout_ms: INVENTORY_TIMEOUT_MS, fresh }
             }
         }
     }

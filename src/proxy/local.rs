@@ -31,6 +31,9 @@ use crate::usage::meters::{Tally, Timeout};
 use crate::usage::recorder::Recorder;
 use crate::usage::{Ending, Outcome, Rejection};
 
+/// A node that is not well is reported as reached at most this often: not for each chunk of its streams.
+const REACHED_EVERY_MS: Millis = 100;
+
 /// One worker's state; lives on its thread alone.
 pub struct Local {
     /// Which one.
@@ -53,6 +56,8 @@ pub struct Local {
     pub retries: RefCell<RetryBudget>,
     /// Rare events for the poller; full: dropped, the poller finds out by itself.
     pub reports: Reports,
+    /// When each node was last reported as reached.
+    reached: RefCell<Vec<Option<Millis>>>,
     /// Connections that wait for body memory; woken each tick.
     pub memory_waiters: RefCell<Vec<std::rc::Weak<Watch>>>,
     rules: RefCell<(Reader, Rc<Rules>)>,
@@ -167,6 +172,7 @@ impl Local {
             watches: Watches::default(),
             retries: RefCell::new(retries(&rules)),
             reports,
+            reached: RefCell::default(),
             memory_waiters: RefCell::default(),
             rules: RefCell::new((reader, Rc::new(rules))),
             snapshot: RefCell::new(Cache::new(shared.fleet.snapshot.clone())),
@@ -264,12 +270,27 @@ impl Local {
     pub fn heard(&self, node: NodeId) {
         self.with_snapshot(|snapshot| {
             if let Some(view) = snapshot.nodes.get(node.0 as usize) {
-                view.progress.byte(self.id, self.clock.now());
+                let now = self.clock.now();
+                view.progress.byte(self.id, now);
                 if !view.word.is_well() && !view.removed {
-                    self.reports.reached(node);
+                    self.reached(node, now);
                 }
             }
         });
+    }
+
+    /// It answers although its word says down or suspect: told once a tick.
+    #[cold]
+    fn reached(&self, node: NodeId, now: Millis) {
+        let mut told = self.reached.borrow_mut();
+        let at = node.0 as usize;
+        if told.len() <= at {
+            told.resize(at + 1, None);
+        }
+        if told[at].is_none_or(|last| now.saturating_sub(last) >= REACHED_EVERY_MS) {
+            told[at] = Some(now);
+            self.reports.reached(node);
+        }
     }
 
     /// A request was sent to a loaded model: from now on its node owes a byte, until the guard is dropped; in the

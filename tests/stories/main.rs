@@ -11,6 +11,7 @@
 //! | half the fleet dead, in the middle of work | tests/stories/nodes.rs | nodes_that_die_under_load_end_only_what_streams_on_them |
 //! | more than half silent at once: it is us | src/fleet/facts/tests/pace.rs | when_most_nodes_fall_silent_at_once_routing_keeps_to_them |
 //! | a node mute at /api/ps still streams | tests/stories/nodes.rs | a_node_mute_at_ps_serves_and_streams |
+//! | a node that refuses and lets its streams end: down once, until it takes connections | tests/stories/nodes.rs | a_node_that_only_finishes_its_streams_stays_down_until_it_takes_connections |
 //! | a node that hangs, dies or is mute harms nobody else | tests/proxy/isolation.rs | i9_a_node_that_hangs_or_dies_or_is_mute_harms_nobody_else |
 //! | a node back with empty tags: 503, never 404 | tests/stories/nodes.rs | a_node_back_with_empty_tags_is_503_and_named |
 //! | our own restart while the only node with a model is down: 503 | tests/stories/nodes.rs | our_own_restart_while_the_only_node_is_down_is_503 |

@@ -5,6 +5,7 @@ use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
+use crate::support::scripted::{self, Scripted, Step};
 
 const GENERATE: &str = "/api/generate";
 const BODY: &str = r#"{"model":"m","prompt":"x"}"#;
@@ -182,4 +183,35 @@ async fn our_own_restart_while_the_only_node_is_down_is_503() {
         answer.status == 200
     })
     .await;
+}
+
+/// A server that stops gracefully takes no connections and lets its streams end: down, once, however much they say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_only_finishes_its_streams_stays_down_until_it_takes_connections() {
+    let (node, paces) = scripted::held();
+    let proxy = Proxy::start(&[node.url()], "").await;
+    proxy.until_listed("m:latest").await;
+    let mut stream = Client::connect(proxy.address).await;
+    stream.send(&post(GENERATE, BODY)).await;
+    let pace = paces.recv_async().await.unwrap();
+    pace.send(Step::Send(scripted::chunked_head("application/x-ndjson"))).unwrap();
+    assert_eq!(stream.begin().await.unwrap().status, 200);
+    node.refuse();
+    assert_eq!(client::post_once(proxy.address, GENERATE, BODY).await.status, 503, "it is refused");
+    eventually("down", || async { up(&proxy) == 0 }).await;
+    let fell = proxy.shared().fleet.load().nodes[0].since;
+    // Several probes long, each with a kept connection that would still answer.
+    while proxy.shared().clock.now() < fell + 700 {
+        pace.send(Step::Send(scripted::chunk(b"{\"response\":\"x\",\"done\":false}\n"))).unwrap();
+        assert!(stream.chunk().await.is_some(), "it goes on");
+        assert_eq!(up(&proxy), 0);
+    }
+    assert_eq!(proxy.shared().fleet.load().nodes[0].since, fell, "it was never up meanwhile");
+    let _again = Scripted::start_at(node.address, &["m:latest"], |_| {
+        let done = b"{\"model\":\"m\",\"response\":\"\",\"done\":true,\"done_reason\":\"stop\"}\n";
+        scripted::answer("200 OK", "application/x-ndjson", done)
+    });
+    eventually("up", || async { up(&proxy) == 1 }).await;
+    assert_eq!(client::post_once(proxy.address, GENERATE, BODY).await.status, 200);
+    pace.send(Step::Send(b"0\r\n\r\n".to_vec())).unwrap();
 }

@@ -145,6 +145,7 @@ pub struct Scripted {
     asked: flume::Receiver<Asked>,
     gone: Arc<AtomicU64>,
     stop: Option<flume::Sender<()>>,
+    refuse: flume::Sender<flume::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -170,6 +171,7 @@ impl Scripted {
         let address = listener.local_addr().unwrap();
         let (asked_in, asked) = flume::bounded(BACKLOG);
         let (stop, stopped) = flume::bounded::<()>(1);
+        let (refuse, refused) = flume::bounded::<flume::Sender<()>>(1);
         let gone = Arc::new(AtomicU64::new(0));
         let gone_inside = gone.clone();
         let thread = spawn_thread("scripted", move || {
@@ -179,9 +181,17 @@ impl Scripted {
                 let listener = TcpListener::from_std(listener).unwrap();
                 let serve = async {
                     for connection in 0.. {
-                        let (stream, _) = listener.accept().await.unwrap();
-                        spawn_local(serve(inner.clone(), stream, connection));
+                        let accepted = tokio::select! {
+                            accepted = listener.accept() => accepted,
+                            done = refused.recv_async() => {
+                                drop(listener);
+                                drop(done);
+                                break;
+                            }
+                        };
+                        spawn_local(serve(inner.clone(), accepted.unwrap().0, connection));
                     }
+                    std::future::pending::<()>().await;
                 };
                 tokio::select! {
                     () = serve => {}
@@ -189,11 +199,18 @@ impl Scripted {
                 }
             });
         });
-        Self { address, asked, gone, stop: Some(stop), thread: Some(thread.unwrap()) }
+        Self { address, asked, gone, stop: Some(stop), refuse, thread: Some(thread.unwrap()) }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// From here on new connections are refused; those it has go on.
+    pub fn refuse(&self) {
+        let (done, closed) = flume::bounded(1);
+        self.refuse.send(done).unwrap();
+        let _ = closed.recv();
     }
 
     /// The next request of a client; fails after a minute.

@@ -112,7 +112,7 @@ async fn short(target: &Target, id: RequestId, verb: Verb, body: &[u8]) -> Resul
 }
 
 async fn inventory_of(target: &Arc<Target>) -> Result<Vec<inventory::Entry>, String> {
-    let ask = Ask { path: "/api/tags", body: None, timeout_ms: SHORT_MS };
+    let ask = Ask { path: "/api/tags", body: None, timeout_ms: SHORT_MS, fresh: false };
     let answer = Client::new(Arc::clone(target)).fetch(&ask).await.map_err(|error| error.to_string())?;
     if answer.status.as_u16() != 200 {
         return Err(format!("/api/tags answers {}", answer.status));

@@ -123,15 +123,43 @@ fn down_to_down_backs_off_to_fifteen_seconds() {
 
 #[test]
 fn a_request_that_reaches_it_ends_the_long_pause() {
-    let mut health = node_up();
-    go(&mut health, Event::Refused, 0);
+    for refused in [false, true] {
+        let mut health = node_up();
+        if refused {
+            go(&mut health, Event::Refused, 1);
+        } else {
+            go(&mut health, failed(1), 1);
+            go(&mut health, failed(1), 1);
+        }
+        long_pause_ends(health, refused);
+    }
+}
+
+/// A node that was silent is up by that; one that refused is only asked sooner.
+fn long_pause_ends(mut health: Health, refused: bool) {
     for _ in 0..6 {
         let at = health.probe_at;
         go(&mut health, failed(at), at);
     }
     let now = health.probe_at - 14_000;
     go(&mut health, Event::Reached, now);
-    assert_eq!((health.phase, health.probe_at), (Phase::Up, now + 2_000));
+    let phase = if refused { Phase::Down } else { Phase::Up };
+    assert_eq!((health.phase, health.probe_at), (phase, now + 2_000));
+    // Each chunk of a stream says so again: no later for that.
+    go(&mut health, Event::Reached, now + 1_000);
+    assert_eq!((health.phase, health.probe_at), (phase, now + 2_000));
+}
+
+#[test]
+fn streams_of_before_do_not_lift_a_refusal_a_probe_sent_since_does() {
+    let mut health = node_up();
+    go(&mut health, Event::Refused, 10_000);
+    for at in 10_000..10_100 {
+        assert_eq!(go(&mut health, Event::Reached, at), Effects::default());
+    }
+    assert!(!go(&mut health, ok(9_000), 10_100).came_up, "sent before it refused");
+    assert_eq!(health.phase, Phase::Down);
+    assert!(go(&mut health, ok(11_000), 11_001).came_up);
 }
 
 #[test]

@@ -97,6 +97,8 @@ fn a_refused_request_closes_the_node_at_once() {
     herd.scripts[0].mood = Mood::Answers;
     herd.facts.report(Report::Reached(NodeId(0)), herd.now);
     herd.step();
+    assert!(!herd.is_up(0), "a stream of before proves nothing");
+    herd.run(2_500);
     assert!(herd.is_up(0) && herd.facts.nodes()[0].word.is_recovering());
     herd.run(31_000);
     assert!(!herd.facts.nodes()[0].word.is_recovering());
