@@ -144,8 +144,12 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
         _ if keyless => KeyId::NONE,
         refused => return Door::Break(labelled(refuse_key(client, handler, path, refused))),
     };
-    let passes = matches!(handler, Handler::Proxy(Route::OtherApi | Route::OtherV1));
-    if passes && routes::manages_node(path) && !config.administration.admits(loopback, key) {
+    let manages = match handler {
+        Handler::Proxy(Route::OtherApi | Route::OtherV1) => routes::manages_node(path),
+        Handler::Identity => routes::signs_out(path),
+        _ => false,
+    };
+    if manages && !config.administration.admits(loopback, key) {
         client.reject(Rejection::Forbidden);
         return Door::Break(labelled(administration_closed()));
     }

@@ -210,6 +210,12 @@ pub fn manages_node(path: &str) -> bool {
     false
 }
 
+/// Whether a path takes the identity node's account away: all cloud models with it, until somebody signs in on that host.
+#[must_use]
+pub fn signs_out(path: &str) -> bool {
+    path == "/api/signout" || path.starts_with("/api/user/keys/")
+}
+
 /// The methods a path answers to, for `Allow` on OPTIONS; `None` for an unknown path.
 #[must_use]
 pub fn allowed(path: &str) -> Option<&'static str> {

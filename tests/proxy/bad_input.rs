@@ -181,6 +181,11 @@ async fn administration_is_refused_in_ollamas_shape() {
         let answer = client::post_once(proxy.address, path, lora).await;
         assert_eq!((answer.status, answer.json()["error"].is_string()), (403, true), "{path}");
     }
+    // So does what takes its account away.
+    for bytes in [post("/api/signout", ""), request("DELETE", "/api/user/keys/abc", &[], b"")] {
+        let answer = client::once(proxy.address, &bytes).await;
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (403, true));
+    }
     let unload = client::post_once(proxy.address, "/api/generate", r#"{"model":"m","keep_alive":0}"#).await;
     assert_eq!(unload.status, 403);
     for node in herd.nodes() {
