@@ -118,11 +118,13 @@ pub struct Outcome {
 /// # Errors
 /// [`ImportError`]; the ledger is then as it was.
 pub fn run(args: &ImportArgs, config: &Config, clock: &Clock) -> Result<Outcome, ImportError> {
-    let (import, notes) = read(args, config, clock)?;
+    let (mut import, notes) = read(args, config, clock)?;
     let data = args.data.as_ref().unwrap_or(&config.data);
     let imported = match store(&import, data) {
         // A running proxy has it: it does the same for us.
         Err(ImportError::Ledger(LedgerError::Held { path })) => {
+            // Where the configuration (or the default) says, another one may listen.
+            import.data = std::fs::canonicalize(data).ok().filter(|_| args.listen.is_none());
             proxy::hand_over(&import, config, key(args, config).as_deref())
                 .unwrap_or(Err(ImportError::Ledger(LedgerError::Held { path })))
         }
@@ -155,7 +157,7 @@ fn read(args: &ImportArgs, config: &Config, clock: &Clock) -> Result<(Import, na
     let (pairs, notes) = gathered.finish();
     let (replace, dry_run) = (args.replace, args.dry_run);
     let doubtful = (notes.november > 0).then(names::doubtful);
-    Ok((Import { source: args.source.clone(), cut, replace, dry_run, doubtful, pairs }, notes))
+    Ok((Import { source: args.source.clone(), cut, replace, dry_run, data: None, doubtful, pairs }, notes))
 }
 
 /// Joins an import with the store in this data directory.

@@ -19,6 +19,7 @@ use crate::shared::Shared;
 use crate::sync::Arc;
 use crate::usage::Tokens;
 use crate::usage::answers::{ModelStats, TokenCount};
+use crate::usage::imported::Import;
 use crate::usage::ledger::LedgerError;
 
 /// Days that an aggregation folds when the request does not say.
@@ -110,10 +111,15 @@ fn token_counts_object(counts: &[TokenCount]) -> Value {
 
 /// `POST /herdgate/import`: what `herdgate import` read of the ancestor's database, into the ledger that this process holds.
 pub async fn import(shared: &Shared, body: &[u8]) -> Answer {
-    let import = match serde_json::from_slice(body) {
+    let import: Import = match serde_json::from_slice(body) {
         Ok(import) => import,
         Err(why) => return error(StatusCode::BAD_REQUEST, &format!("Invalid JSON: {why}")),
     };
+    let ours = std::fs::canonicalize(&shared.config.now().data).ok();
+    if let Some(meant) = import.data.as_ref().filter(|meant| ours.as_ref() != Some(*meant)) {
+        let text = format!("the ledger in {} is not this proxy's; --listen says where that one is", meant.display());
+        return error(StatusCode::CONFLICT, &text);
+    }
     match shared.ledger.import(import).await {
         Ok(imported) => Answer::json(json!(imported).to_string()),
         Err(why) => unavailable(&why),

@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,9 @@ pub struct Import {
     pub replace: bool,
     /// Whether only to say what would be done.
     pub dry_run: bool,
+    /// The data directory that it is meant for; `None`: that of whoever is asked.
+    #[serde(default)]
+    pub data: Option<PathBuf>,
     /// From when to before when rows may be dated otherwise than at an earlier import.
     #[serde(default)]
     pub doubtful: Option<(UnixMinute, UnixMinute)>,

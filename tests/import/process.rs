@@ -82,6 +82,15 @@ async fn a_running_proxy_imports_into_the_ledger_that_it_holds() {
         let tokens = |kind: &str| rows[0]["tokens_exact"][kind].as_u64().unwrap();
         assert_eq!((tokens("input") + tokens("output"), rows[0]["requests"].as_u64()), (total, Some(0)), "{told}");
     }
+    // One that holds another directory's ledger does not take it for that one.
+    let other = herdgate::usage::imported::Import { data: Some("/elsewhere".into()), ..Default::default() };
+    let mine = std::fs::canonicalize(proxy.data.path()).unwrap();
+    let mine = herdgate::usage::imported::Import { data: Some(mine), ..Default::default() };
+    for (import, status) in [(other, 409), (mine, 200)] {
+        let body = serde_json::to_string(&import).unwrap();
+        let answer = super::support::client::post_once(proxy.address, "/herdgate/import?api_key=secret", &body).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
     // Without its key it says so; without its file there is nobody to ask.
     let (code, _, error) = run_with(&file_of(&proxy, ""), fixture("first")).await;
     assert_eq!(code, Some(1), "{error}");
