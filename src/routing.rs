@@ -130,7 +130,7 @@ pub fn candidate_of(model: &Model, cell: &Arc<Cell>) -> Option<usize> {
 
 /// Orders 1 and 2.
 fn take_warm(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
-    let start = rotated(model);
+    let start = first(model);
     for _ in 0..ROUNDS {
         let best = least::with_room(snapshot, model, ask, start)?;
         if model.candidates[best].pair.cell.try_take_warm() {
@@ -144,10 +144,11 @@ fn take_warm(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize>
 
 /// Order 4.
 fn take_over(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Option<usize> {
-    let start = rotated(model);
+    let start = first(model);
     for _ in 0..ROUNDS {
         let best = least::over_limit(snapshot, model, ask, start)?;
         if model.candidates[best].pair.cell.try_take_over() {
+            model.word.set_turn(best + 1);
             return Some(best);
         }
     }
@@ -174,6 +175,7 @@ fn wait_or_none(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> Choice {
 /// A slot below the limit was taken: the copies are not all full. (Where a name lives on nodes of both kinds, room on
 /// a `/v1`-only node says nothing to native requests, which wait for the others.)
 fn took(model: &Model, candidate: usize) -> usize {
+    model.word.set_turn(candidate + 1);
     let native_warm = |c: &Candidate| c.kind == NodeKind::Ollama && c.place.reading().is_warm();
     if model.word.is_full()
         && (model.candidates[candidate].kind == NodeKind::Ollama || !model.candidates.iter().any(native_warm))
@@ -183,10 +185,10 @@ fn took(model: &Model, candidate: usize) -> usize {
     candidate
 }
 
-fn rotated(model: &Model) -> usize {
-    let count = model.candidates.len();
-    // In 32 bits, where a division takes half the time.
-    u32::try_from(count).map_or(0, |count| model.word.rotate().checked_rem(count).unwrap_or(0) as usize)
+/// Where to begin among equals: behind the copy that was taken last.
+fn first(model: &Model) -> usize {
+    let turn = model.word.turn();
+    if turn < model.candidates.len() { turn } else { 0 }
 }
 
 /// Cloud models may be sent to this node.

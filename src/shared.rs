@@ -77,7 +77,7 @@ pub struct Shared {
     /// To the subscribers of live state.
     pub live: Live,
     /// The last decisions of every worker.
-    pub decisions: Box<[Decisions]>,
+    pub decisions: Box<[CachePadded<Decisions>]>,
     /// Lines of finished requests, to be written.
     pub access: Access,
     /// Identifies this process to itself, so that a node list that leads back here is noticed.

@@ -98,6 +98,8 @@ async fn tick(local: Rc<Local>) {
         local.gauges().loop_lag_us.store(late, Ordering::Relaxed);
         let now = local.clock.now();
         let _ = local.rules();
+        // A worker without requests would keep an old generation alive, a few megabytes each in a large fleet.
+        local.with_snapshot(|_| ());
         local.watches.tick(now, |expiry| local.timed_out(expiry.timeout()));
         local.upstreams.tick();
         let meters = local.recorder.meters();

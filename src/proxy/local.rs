@@ -34,6 +34,9 @@ use crate::usage::{Ending, Outcome, Rejection};
 /// A node that is not well is reported as reached at most this often: not for each chunk of its streams.
 const REACHED_EVERY_MS: Millis = 100;
 
+/// How old a mean that decides about `Retry-After` may be, milliseconds.
+const MEAN_AGE_MS: Millis = 1_000;
+
 /// One worker's state; lives on its thread alone.
 pub struct Local {
     /// Which one.
@@ -66,6 +69,8 @@ pub struct Local {
     random: Cell<u32>,
     /// The `Date` of this second, and which second it is.
     date: RefCell<(u64, String)>,
+    /// When it was worked out, and how long a request takes.
+    mean_ms: Cell<(Millis, u64)>,
     /// When a refused Host or Origin was last logged.
     refusal_logged: Cell<Option<Millis>>,
     /// The last id given out, and its count.
@@ -178,6 +183,7 @@ impl Local {
             snapshot: RefCell::new(Cache::new(shared.fleet.snapshot.clone())),
             random: Cell::new(0x9e37_79b9 ^ u32::try_from(id.0).unwrap_or(1).wrapping_mul(0x85eb_ca6b)),
             date: RefCell::default(),
+            mean_ms: Cell::new((0, 0)),
             refusal_logged: Cell::new(None),
             request_id: Cell::new((RequestId::made(shared.clock.unix_ms(), id, 0), 0)),
             shared,
@@ -304,6 +310,21 @@ impl Local {
             let view = snapshot.nodes.get(node.0 as usize)?;
             Some(Awaiting::new(view.progress.clone(), self.id, self.clock.now(), own_suspect_after))
         })
+    }
+
+    /// How long a request takes on average, milliseconds; summed over all workers at most once a second, for turning
+    /// requests away must cost less than serving them.
+    #[must_use]
+    pub fn mean_ms(&self) -> u64 {
+        let (at, mean) = self.mean_ms.get();
+        let now = self.clock.now();
+        if at != 0 && now.saturating_sub(at) < MEAN_AGE_MS {
+            return mean;
+        }
+        let total = self.shared.meters.sums().total;
+        let mean = total.sum_us / total.count().max(1) / 1000;
+        self.mean_ms.set((now.max(1), mean));
+        mean
     }
 
     /// Whether the retry budget has room for one more; counted either way.

@@ -355,8 +355,7 @@ fn accept(
 
 /// When the queue will have drained, if requests go on to take as long as they did: waiting times mean service, by slots.
 fn drain_ms(local: &Local, plan: &Plan, queue: &Queue) -> u64 {
-    let total = local.shared.meters.sums().total;
-    let mean_ms = total.sum_us / total.count().max(1) / 1000;
+    let mean_ms = local.mean_ms();
     let Plan::Model(key) = plan else { return mean_ms };
     let slots: u64 = local.with_snapshot(|snapshot| {
         let candidates = snapshot.models.get(key.as_str()).map_or(&[][..], |model| &model.candidates);

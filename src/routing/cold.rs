@@ -9,7 +9,7 @@ use crate::fleet::{Candidate, Model, NodeView, Snapshot};
 use crate::slots::{Cell, Granted, Load, NodeWord, Wants};
 use crate::sync::Arc;
 
-use super::{Ask, Choice, least, rotated, took, wait_or_none};
+use super::{Ask, Choice, first, least, took, wait_or_none};
 
 /// Whose request starts a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +39,9 @@ impl By {
 /// Starts a copy for this request if the rules allow one now: order 3. The slot is taken, the cell LOADING.
 pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -> Option<usize> {
     // The word first: of a large fleet, nearly all end there.
-    let serves =
-        |c: &Candidate| c.place.reading().is_warm() && ask.admits(snapshot, c) && c.pair.cell.node_word.is_open();
+    let serves = |c: &Candidate| {
+        c.place.reading().is_warm() && c.up && ask.admits(snapshot, c) && c.pair.cell.node_word.is_open()
+    };
     let warm = model.candidates.iter().any(serves);
     if warm {
         if !ask.is_retry() {
@@ -63,10 +64,11 @@ pub(super) fn start(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -
         return None;
     }
     model.word.confirm_load(cell.node);
+    model.word.set_turn(candidate + 1);
     Some(candidate)
 }
 
-/// The node with the least work that has the model on disk and may load it now; ties rotate. Where only the `node_slots` of
+/// The least burdened node that has the model on disk and may load it now; ties rotate. Where only the `node_slots` of
 /// nodes are in a waiter's way, each is asked for its next seat.
 fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -> Option<usize> {
     let may_load = |c: &Candidate| {
@@ -76,15 +78,23 @@ fn coldest(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>, by: By) -> Option<
             && ask.admits(snapshot, c)
             && c.pair.cell.node_word.may_begin_cold()
     };
-    let (start, count) = (rotated(model), model.candidates.len());
+    let (start, count) = (first(model), model.candidates.len());
     let coldest = (0..count)
         .map(|i| (start + i) % count)
         .filter(|&i| may_load(&model.candidates[i]) && by.finds_room(&model.candidates[i].pair.cell.node_word))
-        .min_by_key(|&i| (model.candidates[i].last_choice, model.candidates[i].pair.cell.node_word.work()));
+        .min_by_key(|&i| (model.candidates[i].last_choice, burden(snapshot, &model.candidates[i])));
     if coldest.is_none() && by == By::Waiter {
         model.candidates.iter().filter(|c| may_load(c)).for_each(|c| c.pair.cell.node_word.ask_seat());
     }
     coldest
+}
+
+/// What speaks for loading elsewhere: the node's work; among equals the models that it has in memory as it said last, and
+/// how many loads were begun there (an idle fleet would have all of its models on one node).
+pub(super) fn burden(snapshot: &Snapshot, candidate: &Candidate) -> (u64, usize, u64) {
+    let in_memory = snapshot.nodes.get(candidate.node.0 as usize).map_or(0, |node| node.ps.entries.len());
+    let word = &candidate.pair.cell.node_word;
+    (word.work(), in_memory, word.loads_begun())
 }
 
 /// Ends a load that is over; one on a node that no longer has the model is.

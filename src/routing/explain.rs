@@ -4,6 +4,7 @@
 //! Called for dry runs. Held against `pick` itself by a property test.
 
 use super::Ask;
+use super::cold::burden;
 use crate::fleet::{Candidate, Model, Snapshot};
 use crate::ids::NodeId;
 use crate::slots::{CellView, Limit};
@@ -63,7 +64,7 @@ pub fn explain(snapshot: &Snapshot, model: &Model, ask: &Ask<'_>) -> (Would, Vec
     let mut all: Vec<Explained> = stands.collect();
     all.sort_by_key(|one| {
         let candidate = &model.candidates[one.candidate];
-        (one.stand.max(Stand::Loading), candidate.last_choice, one.stand, rank(candidate, one))
+        (one.stand.max(Stand::Loading), candidate.last_choice, one.stand, rank(snapshot, candidate, one))
     });
     (would(model, ask, &all), all)
 }
@@ -91,14 +92,15 @@ fn stand(snapshot: &Snapshot, candidate: &Candidate, view: &CellView, ask: &Ask<
     }
 }
 
-/// Among those that stand alike (of those with room, a sick one behind the others): less relative load first, or less work on the node where the model would be loaded.
-fn rank(candidate: &Candidate, one: &Explained) -> (u64, usize) {
+/// Among those that stand alike (of those with room, a sick one behind the others): less relative load first, or the less
+/// burdened node where the model would be loaded.
+fn rank(snapshot: &Snapshot, candidate: &Candidate, one: &Explained) -> ((u64, usize, u64), usize) {
     let limit = match one.view.limit {
         Limit::Soft(limit) | Limit::Hard(limit) => u64::from(limit.max(1)),
     };
     let load = match one.stand {
-        Stand::OnDisk => candidate.pair.cell.node_word.work(),
-        _ => (u64::from(one.view.in_flight) << 24) / limit,
+        Stand::OnDisk => burden(snapshot, candidate),
+        _ => ((u64::from(one.view.in_flight) << 24) / limit, 0, 0),
     };
     (load, one.candidate)
 }

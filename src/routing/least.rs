@@ -58,7 +58,8 @@ fn scan(
     for (part, offset) in [(from, start), (before, 0)] {
         for (at, candidate) in part.iter().enumerate() {
             let reading = candidate.place.reading();
-            if !reading.is(residency) || !reading.is_below(below) || !serves(candidate) {
+            // A copy of a node that is down looks idle: its line says so, where its word says nothing.
+            if !reading.is(residency) || !reading.is_below(below) || !candidate.up || !serves(candidate) {
                 continue;
             }
             best = Some(offset + at);

@@ -645,7 +645,7 @@ proptest! {
             }
             herd.word(at).set_up(*open);
         }
-        (0..turns).for_each(|_| { herd.model.word.rotate(); });
+        herd.model.word.set_turn(turns as usize);
         let before: Vec<_> = (0..nodes.len()).map(|at| herd.cell(at).view()).collect();
         let relative = |at: usize| {
             let (Limit::Soft(n) | Limit::Hard(n)) = before[at].limit;
@@ -677,4 +677,32 @@ proptest! {
             prop_assert!(!matches!(view.limit, Limit::Hard(n) if view.in_flight > n));
         }
     }
+}
+
+#[test]
+fn sparse_copies_take_turns() {
+    let herd = ollama(&[Limit::Hard(1); 20]);
+    let copies = [10, 11, 17];
+    copies.into_iter().for_each(|at| herd.load(at, 0));
+    let mut served = BTreeMap::new();
+    for _ in 0..30 {
+        *served.entry(herd.permit(herd.pick()).node()).or_insert(0) += 1;
+    }
+    assert_eq!(served.into_values().collect::<Vec<_>>(), [10, 10, 10]);
+}
+
+#[test]
+fn an_idle_fleet_loads_its_models_on_different_nodes() {
+    let (a, b) = (ollama(&[Limit::Hard(1); 3]), ollama(&[Limit::Hard(1); 3]));
+    // The same nodes, another model: what one began there counts for the other.
+    let began = |herd: &Herd, at: usize| {
+        let word = herd.word(at);
+        assert!(word.begin_cold());
+        word.end_cold();
+    };
+    began(&a, 0);
+    assert_eq!(a.pick(), cold(1));
+    began(&b, 1);
+    began(&b, 0);
+    assert_eq!(b.pick(), cold(2));
 }

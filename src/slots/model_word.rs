@@ -132,9 +132,15 @@ impl ModelWord {
         }
     }
 
-    /// A number that moves with each call: where to start among equals.
-    pub fn rotate(&self) -> u32 {
-        u32::try_from(self.turn.bump() & u64::from(u32::MAX)).unwrap_or(0)
+    /// Which candidate comes first among equals.
+    #[must_use]
+    pub fn turn(&self) -> usize {
+        usize::try_from(self.turn.get()).unwrap_or(0)
+    }
+
+    /// The candidate before this one was taken: it comes last among equals now.
+    pub fn set_turn(&self, turn: usize) {
+        self.turn.set(turn as u64);
     }
 }
 

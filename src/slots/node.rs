@@ -48,6 +48,8 @@ pub struct NodeWord {
     others: CachePadded<Hint>,
     /// Times this node was chosen for a request of no known model: order among equals.
     chosen: Hint,
+    /// Loads of models begun here: order among equals.
+    loads: Hint,
     /// Compare-exchanges on words of this node's cells that lost to another thread: contention, for the metrics.
     lost: Hint,
     v1_only: bool,
@@ -62,6 +64,7 @@ impl NodeWord {
             total: NodeTotal::new(),
             others: CachePadded::new(Hint::default()),
             chosen: Hint::default(),
+            loads: Hint::default(),
             lost: Hint::default(),
             v1_only: false,
         }
@@ -259,10 +262,18 @@ impl NodeWord {
                 return false;
             }
             match self.word.compare_exchange_weak(word, word + COLD_ONE, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => {
+                    self.loads.bump();
+                    return true;
+                }
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Loads of models begun here so far, roughly.
+    pub(crate) fn loads_begun(&self) -> u64 {
+        self.loads.get()
     }
 
     /// Ends what [`Self::begin_cold`] counted.
@@ -272,6 +283,10 @@ impl NodeWord {
     }
 
     fn set(&self, flag: u32, on: bool) {
+        // Set again each second, and read by every decision: a write that changes nothing would take the line from all.
+        if (self.word.load(Ordering::Relaxed) & flag != 0) == on {
+            return;
+        }
         if on {
             self.word.fetch_or(flag, Ordering::AcqRel);
         } else {

@@ -145,6 +145,11 @@ async fn i1_i2_i3_concurrent_requests_keep_usage_and_token_counts_exact() {
     herd.nodes()[3].fault(Fault::new(Harm::Busy).chance(0.05));
     let proxy = Proxy::start(&herd.urls(), &format!("slots: {SLOTS}\nledger: {{ usage_injection: auto }}")).await;
     proxy.until_listed("e:latest").await;
+    // On all of them: whichever faults a node has, some requests meet them.
+    for node in herd.nodes() {
+        assert_eq!(client::post_once(node.address(), "/api/generate", r#"{"model":"m"}"#).await.status, 200);
+    }
+    eventually("loaded everywhere", || async { proxy.loaded("m") == 4 }).await;
 
     let address = proxy.address;
     let drivers = (0..DRIVERS).map(|seed| {
