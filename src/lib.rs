@@ -61,6 +61,7 @@ pub mod import;
 pub mod live;
 #[cfg(not(proxy_loom))]
 pub mod log;
+#[cfg(not(proxy_loom))]
 pub mod manager;
 pub mod mix;
 #[cfg(not(proxy_loom))]
