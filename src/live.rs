@@ -84,7 +84,15 @@ impl Live {
     /// A new reader whose first event is `state`, taken now by whoever subscribes.
     #[must_use]
     pub fn subscribe_from(&self, state: &[u8]) -> EventStream {
-        self.reader(|| Some(framed(state)))
+        let mut stream = self.join();
+        stream.begin(state);
+        stream
+    }
+
+    /// A new reader without a first event: it is given one by [`EventStream::begin`], once that is made.
+    #[must_use]
+    pub fn join(&self) -> EventStream {
+        self.reader(|| None)
     }
 
     /// Joins first and looks after: what is published between the two is seen twice rather than missed.
@@ -146,6 +154,13 @@ pub struct EventStream {
 }
 
 impl EventStream {
+    /// Its first event is `state`, whatever was published since it joined.
+    pub fn begin(&mut self, state: &[u8]) {
+        if self.next.is_some() {
+            self.ready.push_front(framed(state));
+        }
+    }
+
     /// The next frame, `None` at the end.
     ///
     /// Cancel safe: what was not returned is returned next time.
@@ -249,6 +264,20 @@ mod tests {
         assert_eq!(drain(&mut reader), (vec!["data: {}\n\n".to_owned()], false));
         drop(reader);
         assert!(!live.wanted());
+    }
+
+    #[test]
+    fn what_is_published_between_joining_and_the_first_state_is_not_missed() {
+        let live = Live::new();
+        let mut reader = live.join();
+        live.publish(b"1");
+        reader.begin(b"0");
+        assert_eq!(drain(&mut reader), (vec!["data: 0\n\n".to_owned(), "data: 1\n\n".to_owned()], false));
+        let mut late = live.join();
+        live.close();
+        let _ = drain(&mut late);
+        late.begin(b"0");
+        assert_eq!(drain(&mut late), (Vec::new(), true));
     }
 
     #[test]

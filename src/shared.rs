@@ -92,8 +92,8 @@ pub struct Shared {
     pub body_bytes: CachePadded<AtomicU64>,
     /// Per worker.
     pub gauges: Box<[CachePadded<WorkerGauges>]>,
-    /// Long answers being made on threads of their own.
-    pub aside: AtomicU32,
+    /// Answers being made on threads of their own: for `/health`, for `/metrics`, for the rest.
+    pub aside: [AtomicU32; 3],
     pub(crate) phase: AtomicU32,
 }
 

@@ -13,6 +13,7 @@ mod support;
 use std::time::Duration;
 
 use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
+use herdgate::sync::Ordering;
 use serde_json::{Value, json};
 use support::client::{self, Client, get, once, post, post_once, request};
 use support::proxy::{Proxy, eventually};
@@ -287,4 +288,51 @@ async fn totals_survive_a_restart() {
     assert_eq!(tokens(again.address).await, before);
     assert_eq!(get(again.address, "/api/usage").await.json()["usage_counts"], json!({}));
     again.stop().await;
+}
+
+/// Workers make no answer that grows with the fleet: where no thread may make one, it waits, and is then refused.
+#[expect(clippy::disallowed_methods, reason = "a test: requests at once")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_are_made_aside_and_others_cannot_turn_health_and_metrics_away() {
+    let herd = herd(1);
+    let proxy = Proxy::start(&herd.urls(), "").await;
+    proxy.until_listed(MODEL).await;
+    let address = proxy.address;
+    let [health, metrics, others] = &proxy.shared().aside;
+    let (most, most_others) = (2, 4);
+    others.store(most_others, Ordering::Release);
+    for path in ["/health", "/metrics", "/herdgate/live", "/herdgate/ready", "/herdgate/log"] {
+        assert_eq!(get(address, path).await.status, 200, "{path}");
+    }
+    health.store(most, Ordering::Release);
+    metrics.store(most, Ordering::Release);
+    let paths = [
+        "/health",
+        "/metrics",
+        "/herdgate/status",
+        "/herdgate/decisions",
+        "/herdgate/usage",
+        "/api/usage",
+        "/api/usage-stream",
+        "/api/token_counts",
+        "/api/config",
+        "/api/ps_details",
+        "/api/stats?model=llama3",
+    ];
+    let ask = |path: &'static str| async move {
+        let asked =
+            if path.contains("stats") { post_once(address, path, "{}").await } else { get(address, path).await };
+        (path, asked.status)
+    };
+    let asked: Vec<_> = paths.into_iter().map(|path| tokio::spawn(ask(path))).collect();
+    for answer in asked {
+        let (path, status) = answer.await.unwrap();
+        assert_eq!(status, 503, "{path}");
+    }
+    let import = post_once(address, "/herdgate/import", "{}").await;
+    assert_eq!(import.status, 503, "{}", import.text());
+    // One that waits gets the place that becomes free.
+    let waits = tokio::spawn(ask("/api/config"));
+    others.store(0, Ordering::Release);
+    assert_eq!(waits.await.unwrap().1, 200);
 }

@@ -3,10 +3,12 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::aside::{For, aside_for};
 use super::monitor::parameter;
 use super::reading::{self, NodeReading};
 use super::{Answer, JSON};
 use crate::shared::{Phase, Shared};
+use crate::sync::Arc;
 use crate::usage::answers::{Health, StoreState};
 
 /// `GET /herdgate/live`: the process runs.
@@ -34,11 +36,13 @@ fn readiness(phase: Phase, polled: bool) -> Answer {
 /// `GET /health`: 200 while at least one node can serve; with `?strict` only while every node can.
 ///
 /// In the form that the ancestor documents, with the ledger's state added.
-#[must_use]
-pub fn health(shared: &Shared, query: Option<&str>) -> Answer {
+pub async fn health(shared: &Arc<Shared>, query: Option<&str>) -> Answer {
     let strict = query.and_then(|query| parameter(query, "strict")).is_some_and(|value| !is_no(&value));
-    let configuration = super::status::configuration(shared);
-    report(&reading::nodes(shared), &shared.ledger.health(), &configuration, shared.clock.now(), strict)
+    let make = move |shared: &Shared| {
+        let configuration = super::status::configuration(shared);
+        report(&reading::nodes(shared), &shared.ledger.health(), &configuration, shared.clock.now(), strict)
+    };
+    aside_for(For::Health, shared, make).await
 }
 
 /// `?strict`, `?strict=1`, `?strict=true` say yes.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::Answer;
+use super::aside::{For, aside_for};
 use super::exposition::{Distribution, Exposition, Kind};
 use super::reading::{self, NodeReading, PairReading, WorkerReading};
 use crate::clock::Millis;
@@ -158,10 +159,12 @@ pub(crate) struct Reading {
 }
 
 /// `GET /metrics`
-#[must_use]
-pub fn metrics(shared: &Shared) -> Answer {
-    let text = exposed(&bounded(reading::everything(shared)));
-    Answer { content_type: EXPOSITION, ..Answer::json(text) }
+pub async fn metrics(shared: &Arc<Shared>) -> Answer {
+    let make = |shared: &Shared| {
+        let text = exposed(&bounded(reading::everything(shared)));
+        Answer { content_type: EXPOSITION, ..Answer::json(text) }
+    };
+    aside_for(For::Metrics, shared, make).await
 }
 
 /// Folds what goes beyond the bound into one line per node, and one for all further queues.

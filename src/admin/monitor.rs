@@ -9,6 +9,7 @@ use http::StatusCode;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::aside::{For, aside, made};
 use super::health::with_sick;
 use super::reading::{NodeReading, PairReading};
 use super::{Answer, error, reading};
@@ -26,9 +27,8 @@ use crate::usage::ledger::LedgerError;
 const DAYS_DEFAULT: i64 = 30;
 
 /// `GET /api/usage`: requests in flight and all-time tokens, by node and model.
-#[must_use]
-pub fn usage(shared: &Shared) -> Answer {
-    Answer::json(usage_now(shared).to_string())
+pub async fn usage(shared: &Arc<Shared>) -> Answer {
+    aside(shared, |shared| Answer::json(usage_now(shared).to_string())).await
 }
 
 /// One state of the event stream: the object of [`usage`], sorted at every level, on one line.
@@ -40,21 +40,30 @@ pub fn usage_state(shared: &Shared) -> Bytes {
 }
 
 /// `GET /api/usage-stream`: the state now, then each change. Its `Content-Type` is [`super::EVENT_STREAM`].
-#[must_use]
-pub fn usage_stream(shared: &Shared) -> EventStream {
+///
+/// # Errors
+/// The first state could not be made: what to answer instead.
+pub async fn usage_stream(shared: &Arc<Shared>) -> Result<EventStream, Answer> {
+    // Joined before the state is made: what is published meanwhile is seen twice rather than missed.
+    #[cfg(not(proxy_locked))]
+    let mut stream = shared.live.join();
+    let state = made(For::Others, shared, usage_state).await?;
     #[cfg(proxy_locked)]
     {
         // A place for this reader alone, filled from its bounded queue.
         let live = crate::live::Live::new();
-        let stream = live.subscribe_from(&usage_state(shared));
+        let stream = live.subscribe_from(&state);
         crate::usage::locked::forward(move |state| {
             live.publish(state);
             live.wanted()
         });
-        stream
+        Ok(stream)
     }
     #[cfg(not(proxy_locked))]
-    shared.live.subscribe_from(&usage_state(shared))
+    {
+        stream.begin(&state);
+        Ok(stream)
+    }
 }
 
 fn usage_now(shared: &Shared) -> Value {
@@ -83,9 +92,9 @@ fn object_at<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<Stri
 }
 
 /// `GET /api/token_counts`: all-time tokens by node and model, in order of first sight.
-pub async fn token_counts(shared: &Shared) -> Answer {
+pub async fn token_counts(shared: &Arc<Shared>) -> Answer {
     match shared.ledger.token_counts().await {
-        Ok(counts) => Answer::json(token_counts_object(&counts).to_string()),
+        Ok(counts) => aside(shared, move |_| Answer::json(token_counts_object(&counts).to_string())).await,
         Err(why) => unavailable(&why),
     }
 }
@@ -110,10 +119,11 @@ fn token_counts_object(counts: &[TokenCount]) -> Value {
 }
 
 /// `POST /herdgate/import`: what `herdgate import` read of the ancestor's database, into the ledger that this process holds.
-pub async fn import(shared: &Shared, body: &[u8]) -> Answer {
-    let import: Import = match serde_json::from_slice(body) {
-        Ok(import) => import,
-        Err(why) => return error(StatusCode::BAD_REQUEST, &format!("Invalid JSON: {why}")),
+pub async fn import(shared: &Arc<Shared>, body: Bytes) -> Answer {
+    let import: Import = match made(For::Others, shared, move |_| serde_json::from_slice(&body)).await {
+        Ok(Ok(import)) => import,
+        Ok(Err(why)) => return error(StatusCode::BAD_REQUEST, &format!("Invalid JSON: {why}")),
+        Err(refusal) => return refusal,
     };
     let ours = std::fs::canonicalize(&shared.config.now().data).ok();
     if let Some(meant) = import.data.as_ref().filter(|meant| ours.as_ref() != Some(*meant)) {
@@ -134,13 +144,13 @@ fn unavailable(why: &LedgerError) -> Answer {
 /// `POST /api/stats`: one model's totals, minutes (newest first) and share per node.
 ///
 /// `query` is the request's query string; its `model` wins over the body's.
-pub async fn stats(shared: &Shared, query: Option<&str>, body: &[u8]) -> Answer {
+pub async fn stats(shared: &Arc<Shared>, query: Option<&str>, body: &[u8]) -> Answer {
     let model = match asked_model(query, body) {
         Ok(model) => model,
         Err(refusal) => return refusal,
     };
     match shared.ledger.stats(&model).await {
-        Ok(stats) => Answer::json(stats_object(&model, &stats).to_string()),
+        Ok(stats) => aside(shared, move |_| Answer::json(stats_object(&model, &stats).to_string())).await,
         Err(why) => unavailable(&why),
     }
 }
@@ -229,10 +239,9 @@ fn asked_fold(body: &[u8]) -> Result<(i64, bool), String> {
 }
 
 /// `GET /api/config`: the nodes in configuration order, as the last probes found them.
-#[must_use]
-pub fn config(shared: &Shared) -> Answer {
+pub async fn config(shared: &Arc<Shared>) -> Answer {
     let keyed = !shared.config.now().router_keys.is_empty();
-    Answer::json(config_object(&reading::nodes(shared), keyed).to_string())
+    aside(shared, move |shared| Answer::json(config_object(&reading::nodes(shared), keyed).to_string())).await
 }
 
 fn config_object(nodes: &[NodeReading], keyed: bool) -> Value {
@@ -253,8 +262,11 @@ fn config_entry(node: &NodeReading) -> Value {
 }
 
 /// `GET /api/ps_details`: what is loaded where, one entry per node and model; Ollama nodes first.
-#[must_use]
-pub fn ps_details(shared: &Shared) -> Answer {
+pub async fn ps_details(shared: &Arc<Shared>) -> Answer {
+    aside(shared, ps_details_now).await
+}
+
+fn ps_details_now(shared: &Shared) -> Answer {
     let snapshot = shared.fleet.load();
     let known = |name: &str| {
         let model = snapshot.models.get(&name::key(name))?;

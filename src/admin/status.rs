@@ -2,15 +2,20 @@
 
 use serde_json::{Value, json};
 
+use super::aside::aside;
 use super::{Answer, reading};
 use crate::config::NodeKind;
 use crate::fleet::{NodeView, Snapshot};
 use crate::shared::{Phase, Shared};
 use crate::slots::Limit;
+use crate::sync::Arc;
 
 /// Process, configuration and each node with what runs on it.
-#[must_use]
-pub fn status(shared: &Shared) -> Answer {
+pub async fn status(shared: &Arc<Shared>) -> Answer {
+    aside(shared, shown).await
+}
+
+fn shown(shared: &Shared) -> Answer {
     let snapshot = shared.fleet.load();
     let nodes: Vec<Value> = snapshot.configured().map(|node| node_entry(&snapshot, node, shared.clock.now())).collect();
     let waiting: u64 = reading::queues(shared).iter().map(|(_, count)| count).sum();
@@ -70,8 +75,9 @@ pub(crate) fn state(node: &NodeView) -> &'static str {
 fn node_entry(snapshot: &Snapshot, node: &NodeView, now: u64) -> Value {
     let mut models = Vec::new();
     for model in snapshot.models.values() {
-        let Some(found) = model.candidates.iter().find(|candidate| candidate.node == node.id) else { continue };
-        let view = found.pair.cell.view();
+        // They are in the nodes' order.
+        let Ok(at) = model.candidates.binary_search_by_key(&node.id, |candidate| candidate.node) else { continue };
+        let view = model.candidates[at].pair.cell.view();
         if view.loaded || view.loading || view.in_flight > 0 {
             models.push((model.name.clone(), view));
         }

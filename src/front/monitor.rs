@@ -36,12 +36,15 @@ pub(super) async fn answer(
     let shared = client.local.shared.clone();
     let query = asking.query;
     let answer = match route {
-        AdminRoute::Usage => admin::usage(&shared),
-        AdminRoute::UsageStream => {
-            let mut response = Response::new(OutBody::Other(Box::pin(Events(admin::usage_stream(&shared)))));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(admin::EVENT_STREAM));
-            return response;
-        }
+        AdminRoute::Usage => admin::usage(&shared).await,
+        AdminRoute::UsageStream => match admin::usage_stream(&shared).await {
+            Ok(events) => {
+                let mut response = Response::new(OutBody::Other(Box::pin(Events(events))));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(admin::EVENT_STREAM));
+                return response;
+            }
+            Err(refusal) => refusal,
+        },
         AdminRoute::TokenCounts => admin::token_counts(&shared).await,
         AdminRoute::Import
             if !client.local.rules().config.administration.admits(shared.listen.ip().is_loopback(), key) =>
@@ -60,18 +63,18 @@ pub(super) async fn answer(
             };
             match route {
                 AdminRoute::Stats => admin::stats(&shared, query, &body).await,
-                AdminRoute::Import => admin::import(&shared, &body).await,
+                AdminRoute::Import => admin::import(&shared, body).await,
                 AdminRoute::Explain => explain(client, asking, body).await,
                 AdminRoute::SetLog => set_log(&shared, &body, key),
                 _ => admin::aggregate(&shared, &body, key != KeyId::NONE).await,
             }
         }
-        AdminRoute::Config => admin::config(&shared),
-        AdminRoute::PsDetails => admin::ps_details(&shared),
-        AdminRoute::Health => admin::health(&shared, query),
-        AdminRoute::Metrics => admin::metrics(&shared),
+        AdminRoute::Config => admin::config(&shared).await,
+        AdminRoute::PsDetails => admin::ps_details(&shared).await,
+        AdminRoute::Health => admin::health(&shared, query).await,
+        AdminRoute::Metrics => admin::metrics(&shared).await,
         AdminRoute::Live => admin::live(),
-        AdminRoute::Status => admin::status(&shared),
+        AdminRoute::Status => admin::status(&shared).await,
         AdminRoute::Ready => admin::ready(&shared),
         AdminRoute::Decisions => admin::decisions(&shared, query).await,
         AdminRoute::LedgerUsage => admin::ledger_usage(&shared, query, asking.known.accept).await,
