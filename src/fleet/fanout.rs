@@ -23,6 +23,7 @@ pub mod targets;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -30,17 +31,18 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::InForce;
 use crate::dialect::texts::Refusal;
 use crate::dialect::{Family, name};
 use crate::fleet::Snapshot;
 use crate::fleet::fanout::ask::{Asked, Read, Verb};
+use crate::fleet::fanout::exchange::Fail;
 use crate::fleet::fanout::keeper::{Aside, Keeper};
 use crate::fleet::fanout::tally::{Ended, Kind, Tally};
-use crate::fleet::fanout::targets::{Goals, NoGoal};
+use crate::fleet::fanout::targets::{Goal, Goals, NoGoal};
 use crate::fleet::report::{Reports, Sought};
-use crate::ids::RequestId;
+use crate::ids::{NodeId, RequestId};
 use crate::sync::{Arc, spawn_local};
 
 /// Orders under way at once, and waiting to be taken: administration is rare, what is beyond this is a mistake.
@@ -49,6 +51,8 @@ const ORDERS_MAX: usize = 64;
 const LINES_MAX: usize = 64;
 /// Pieces of a blob on their way from a client.
 pub const PIECES_MAX: usize = 4;
+/// Between two looks at whether a node that says nothing is up.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A connection whose request a node has just read must not be closed: the node would lose it (I12).
 const STAY_MS: u64 = 50;
 
@@ -319,7 +323,7 @@ impl Desk {
             Read::Refused(refusal) => return order.client.answer(Reply::refusal(&refusal)),
             Read::Unreadable => {
                 return match targets::any(&self.snapshot.load_full(), order.nodes.as_deref()) {
-                    Ok(goals) => push::relay(self, order, verb, &goals.up[0]).await,
+                    Ok(goals) => self.unreadable(order, verb, &goals.up[0]).await,
                     Err(none) => order.client.answer(Reply::refusal(&none.refusal(None))),
                 };
             }
@@ -332,7 +336,7 @@ impl Desk {
             Err(none) => return order.client.answer(Reply::refusal(&none.refusal(Some(&asked)))),
         };
         match verb {
-            Verb::Push => push::relay(self, order, verb, &goals.up[0]).await,
+            Verb::Push => push::relay(self, order, (verb, asked.stream), &goals.up[0]).await,
             _ => progress::run(self, order, asked, goals).await,
         }
     }
@@ -355,6 +359,48 @@ impl Desk {
         match self.keeper.cancel(id).await {
             Some(entry) => Reply::json(200, &serde_json::json!({ "cancelled": entry })),
             None => Reply::refusal(&Refusal::of(404, format!("there is no pending operation {id}"))),
+        }
+    }
+
+    /// A body that only a node can word an error for. One that finds it good after all has done it alone, which must
+    /// not stay unseen.
+    async fn unreadable(self: &Rc<Self>, order: Order, verb: Verb, goal: &Goal) -> Ended {
+        let id = order.by.request;
+        let ended = push::relay(self, order, (verb, true), goal).await;
+        if ended == Ended::Done {
+            tracing::warn!(node = %goal.name, operation = verb.word(), request_id = %id, "done on one node alone: the gate cannot read its body");
+            self.reports.changed(vec![goal.node]).await;
+        }
+        ended
+    }
+
+    /// What a node may be silent about for as long as it takes ends only once it has been down for as long as a stream
+    /// may be silent; a stream that does not begin ends after that time too.
+    async fn bounded<T>(
+        &self,
+        node: NodeId,
+        streams: bool,
+        exchange: impl Future<Output = Result<T, Fail>>,
+    ) -> Result<T, Fail> {
+        let idle = self.config.now().timeouts.stream_idle;
+        let over = async {
+            if streams {
+                tokio::time::sleep(idle).await;
+                return Fail::Lost(format!("silent for {} ms", millis(idle)));
+            }
+            let mut seen = self.clock.now();
+            while self.clock.now().saturating_sub(seen) < millis(idle) {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if self.snapshot.load().node(node).is_some_and(|node| node.up) {
+                    seen = self.clock.now();
+                }
+            }
+            Fail::Lost(format!("down for {} ms", millis(idle)))
+        };
+        tokio::select! {
+            biased;
+            result = exchange => result,
+            fail = over => Err(fail),
         }
     }
 

@@ -195,3 +195,15 @@ async fn a_create_settles_what_was_kept_for_nodes_that_are_down() {
     assert_eq!(lines.last().unwrap()["nodes"]["missed"], serde_json::json!(["c"]));
     assert!(listed(&proxy).await.is_empty(), "c would get what no other node has");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_pull_leaves_another_model_under_the_name_alone() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    stop_c(&herd, &proxy).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    // Somebody makes one of that name at the node itself before the proxy sees it again.
+    herd.nodes()[2].add_model(ModelSpec::chat("new").copy_of("own"));
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(herd.nodes()[2].ledger().route("/api/pull"), 0);
+}

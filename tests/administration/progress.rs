@@ -220,3 +220,18 @@ async fn the_end_of_the_process_ends_a_pull_in_words() {
     });
     assert!(last.contains("\"error\""), "{last}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_goes_to_the_nodes_that_have_what_it_begins_with() {
+    let (herd, proxy) = fleet("", |at, spec| {
+        if at == 2 {
+            spec.models.push(herdgate::sim::ModelSpec::chat("base"));
+        }
+    })
+    .await;
+    let lines = well_formed(&post(&proxy, "/api/create", r#"{"model":"mine","from":"base"}"#).await);
+    assert!(statuses(&lines).contains(&"a does not have base"), "{lines:?}");
+    let expected = serde_json::json!({"done": ["c"], "missed": ["a", "b"]});
+    assert_eq!(lines.last().unwrap()["nodes"], expected);
+    assert_eq!((disk(&herd, 0).await, copies(&proxy, "mine")), (vec!["m".to_owned()], 1));
+}

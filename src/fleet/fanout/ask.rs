@@ -56,6 +56,8 @@ pub struct Asked {
     pub key: Box<str>,
     /// A copy's destination as sent; empty for all else.
     pub destination: String,
+    /// The model that a create begins with, as sent; empty for none.
+    pub from: String,
     /// The answer is a stream.
     pub stream: bool,
     /// A pull over plain HTTP is allowed.
@@ -83,7 +85,7 @@ pub fn read(verb: Verb, body: &[u8]) -> Read {
     }
     // Go decodes what is no UTF-8 as a replacement character.
     let text = String::from_utf8_lossy(body);
-    match members(&text) {
+    match members(verb, &text) {
         Some(members) => checked(verb, members),
         None => Read::Unreadable,
     }
@@ -96,12 +98,13 @@ struct Members {
     name: String,
     source: String,
     destination: String,
+    from: String,
     stream: Option<bool>,
     insecure: bool,
     blobs: Vec<String>,
 }
 
-fn members(text: &str) -> Option<Members> {
+fn members(verb: Verb, text: &str) -> Option<Members> {
     // The first value alone: what follows it is ignored.
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let first = values.next()?.ok()?.get();
@@ -110,16 +113,21 @@ fn members(text: &str) -> Option<Members> {
         return Some(found);
     }
     let fields: Fields = serde_json::from_str(first).ok()?;
+    let (create, copy) = (verb == Verb::Create, verb == Verb::Copy);
     for (key, raw) in fields.iter() {
+        // What an operation does not know may be of any type.
         match &*folded(key) {
-            "model" => string(raw, &mut found.model)?,
-            "name" => string(raw, &mut found.name)?,
-            "source" => string(raw, &mut found.source)?,
-            "destination" => string(raw, &mut found.destination)?,
-            "insecure" => found.insecure = serde_json::from_str::<Option<bool>>(raw).ok()?.unwrap_or(found.insecure),
+            "model" if !copy => string(raw, &mut found.model)?,
+            "name" if !copy => string(raw, &mut found.name)?,
+            "source" if copy => string(raw, &mut found.source)?,
+            "destination" if copy => string(raw, &mut found.destination)?,
+            "from" if create => string(raw, &mut found.from)?,
+            "insecure" if matches!(verb, Verb::Pull | Verb::Push) => {
+                found.insecure = serde_json::from_str::<Option<bool>>(raw).ok()?.unwrap_or(found.insecure)
+            }
             // A pointer: null resets it.
-            "stream" => found.stream = serde_json::from_str(raw).ok()?,
-            "files" | "adapters" | "draft_files" => {
+            "stream" if !copy && verb != Verb::Delete => found.stream = serde_json::from_str(raw).ok()?,
+            "files" | "adapters" | "draft_files" if create => {
                 let map: Option<Fields> = serde_json::from_str(raw).ok()?;
                 for (_, digest) in map.iter().flat_map(Fields::iter) {
                     found.blobs.push(serde_json::from_str(digest).ok()?);
@@ -150,7 +158,7 @@ fn string(raw: &str, into: &mut String) -> Option<()> {
 }
 
 fn checked(verb: Verb, members: Members) -> Read {
-    let Members { model, name, source, destination, stream, insecure, blobs } = members;
+    let Members { model, name, source, destination, from, stream, insecure, blobs } = members;
     let model = match verb {
         Verb::Copy => source,
         _ if model.is_empty() => name,
@@ -162,7 +170,7 @@ fn checked(verb: Verb, members: Members) -> Read {
     let key = name::key(&model);
     let streams = matches!(verb, Verb::Pull | Verb::Push | Verb::Create) && stream.unwrap_or(true);
     let destination = if verb == Verb::Copy { destination } else { String::new() };
-    Read::Asked(Asked { verb, model, key, destination, stream: streams, insecure, blobs })
+    Read::Asked(Asked { verb, model, key, destination, from, stream: streams, insecure, blobs })
 }
 
 /// The refusal of a name that Ollama would not take.
@@ -239,6 +247,16 @@ mod tests {
         let create = asked(Verb::Create, r#"{"model":"a","files":{"m.gguf":"sha256:1"},"adapters":{"l":"sha256:2"}}"#);
         assert_eq!(create.blobs, ["sha256:1", "sha256:2"]);
         assert_eq!(read(Verb::Pull, b"{\"model\":\"a\",\"x\":\"\xff\"}"), read(Verb::Pull, br#"{"model":"a"}"#));
+    }
+
+    #[test]
+    fn what_an_operation_does_not_know_may_be_of_any_type() {
+        let body = r#"{"model":"m","stream":"false","insecure":1,"from":1,"files":1,"source":1}"#;
+        assert_eq!(asked(Verb::Delete, body).model, "m");
+        assert_eq!(asked(Verb::Copy, r#"{"source":"m","destination":"x","model":1,"stream":"no"}"#).model, "m");
+        assert_eq!(asked(Verb::Pull, r#"{"model":"m","from":1,"files":1,"destination":1}"#).model, "m");
+        assert_eq!(asked(Verb::Create, r#"{"model":"m","from":"x","source":1}"#).from, "x");
+        assert_eq!(read(Verb::Create, br#"{"model":"m","files":1}"#), Read::Unreadable);
     }
 
     #[test]

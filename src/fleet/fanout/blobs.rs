@@ -13,12 +13,15 @@ use crate::fleet::fanout::exchange::{Exchange, Fail, Framing};
 use crate::fleet::fanout::outcome::Outcome;
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{self, Goal};
-use crate::fleet::fanout::{Call, Desk, Order, PIECES_MAX, Piece, Reply, Waiting, progress};
+use crate::fleet::fanout::{Call, Desk, Order, PIECES_MAX, Piece, Reply, Task, Waiting, progress};
 use crate::ids::RequestId;
 use crate::sync::{Arc, spawn_local};
 
 /// Time to ask whether a blob is there.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
+/// Blobs asked for at once on a node, and time to ask for all that a create needs.
+const HEADS_AT_ONCE: usize = 8;
+const HEADS_WAIT: Duration = Duration::from_secs(30);
 /// A node takes no byte for so long: it is dropped.
 const TAKE_WAIT: Duration = Duration::from_secs(60);
 /// After the last byte a node has the digest to compare and a file to close.
@@ -64,15 +67,45 @@ async fn have(goals: &[Goal], id: RequestId, digest: &str) -> Vec<Option<bool>> 
     has
 }
 
-/// By node: the first of these blobs that it is known to lack.
+/// By node: the first of these blobs that it is known to lack. A node that does not answer is not asked on.
 pub(super) async fn lacking(goals: &[Goal], id: RequestId, digests: &[String]) -> Vec<Option<String>> {
-    let mut lacking = vec![None; goals.len()];
+    let mut distinct: Vec<String> = Vec::new();
     for digest in digests {
-        let has = have(goals, id, digest).await;
-        for (lacks, _) in lacking.iter_mut().zip(has).filter(|(lacks, has)| lacks.is_none() && *has == Some(false)) {
-            *lacks = Some(digest.clone());
+        if !distinct.contains(digest) {
+            distinct.push(digest.clone());
         }
     }
+    let node = |goal: &Goal| {
+        let (goal, digests) = ([goal.clone()], distinct.clone());
+        Task::spawn(async move {
+            for some in digests.chunks(HEADS_AT_ONCE) {
+                let asked: Vec<_> = some
+                    .iter()
+                    .map(|digest| {
+                        let (goal, digest) = (goal.clone(), digest.clone());
+                        Task::spawn(async move { have(&goal, id, &digest).await.pop().flatten() })
+                    })
+                    .collect();
+                for (mut asked, digest) in asked.into_iter().zip(some) {
+                    match (&mut asked.0).await.unwrap_or(None) {
+                        Some(true) => {}
+                        Some(false) => return Some(digest.clone()),
+                        None => return None,
+                    }
+                }
+            }
+            None
+        })
+    };
+    let mut asked: Vec<_> = goals.iter().map(node).collect();
+    let mut lacking = vec![None; goals.len()];
+    let all = async {
+        for (lacks, asked) in lacking.iter_mut().zip(&mut asked) {
+            *lacks = (&mut asked.0).await.unwrap_or(None);
+        }
+    };
+    // Whoever is not through by then finds out for itself.
+    let _ = tokio::time::timeout(HEADS_WAIT, all).await;
     lacking
 }
 

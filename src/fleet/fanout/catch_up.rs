@@ -31,11 +31,10 @@ const SHORT_MS: u64 = 60_000;
 pub(super) async fn run(desk: Rc<Desk>) {
     loop {
         desk.keeper.wait().await;
-        if desk.keeper.is_stale() {
-            desk.keeper.store().await;
-        }
+        desk.keeper.store_again(desk.clock.now()).await;
         let snapshot = desk.snapshot.load_full();
         let find = |name: &str| snapshot.configured().find(|node| &*node.name == name);
+        desk.keeper.give_up(desk.clock.unix_ms(), |name| find(name).is_some_and(|node| node.up)).await;
         let due = desk
             .keeper
             .due(desk.clock.unix_ms(), |name| find(name).is_some_and(|node| node.up && !node.draining))
@@ -87,6 +86,9 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
     let body = Bytes::from(body.to_string());
     // As it stands in `/herdgate/pending`: the request that ordered it is long over.
     let id = RequestId::of_client(format!("pending-{}", entry.id).as_bytes()).unwrap_or(RequestId::NONE);
+    if !entry.still_holds(&inventory_of(target).await?) {
+        return Ok(false);
+    }
     let verb = match entry.operation {
         Operation::Pull => {
             let followed =
@@ -96,9 +98,6 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
         Operation::Delete => Verb::Delete,
         Operation::Copy => Verb::Copy,
     };
-    if !entry.still_holds(&inventory_of(target).await?) {
-        return Ok(false);
-    }
     match tokio::time::timeout(Duration::from_millis(SHORT_MS), short(target, id, verb, &body)).await {
         Ok(result) => result.map(|()| true).map_err(|fail| fail.text()),
         Err(_) => Err(format!("no answer for {SHORT_MS} ms")),

@@ -24,6 +24,8 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const LINE_BYTES_MAX: usize = 1024 * 1024;
 /// The largest answer gathered whole.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Time for the body of a refusal.
+const REFUSAL_WAIT: Duration = Duration::from_secs(60);
 /// A node that is gone without a word is noticed after some multiple of this, however long it may be silent.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -310,9 +312,10 @@ impl Exchange {
 
     /// The answer is a refusal: reads the rest of it.
     pub async fn refused(&mut self, head: Head) -> Fail {
-        match self.whole().await {
-            Ok(body) => Fail::Refused(Refused { status: head.status, content_type: head.content_type, body }),
-            Err(fail) => fail,
+        match tokio::time::timeout(REFUSAL_WAIT, self.whole()).await {
+            Ok(Ok(body)) => Fail::Refused(Refused { status: head.status, content_type: head.content_type, body }),
+            Ok(Err(fail)) => fail,
+            Err(_) => Fail::Lost(format!("a refusal ({}) without an end", head.status)),
         }
     }
 

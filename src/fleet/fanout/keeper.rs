@@ -13,15 +13,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
+use crate::clock::Millis;
 use crate::fleet::fanout::pending::{Entry, Pending};
 use crate::fleet::fanout::tally::{CaughtUp, Tally};
 use crate::fleet::file;
-use crate::sync::{Arc, spawn_thread};
+use crate::sync::{Arc, AtomicU64, Ordering, spawn_thread};
 
 /// The form of the file; another number is not read.
 const FORM: u32 = 1;
 /// The largest file read.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Between two attempts to write what could not be written, at first and at most.
+const AGAIN_MS: Millis = 1_000;
+const AGAIN_MS_MAX: Millis = 60_000;
 /// How long an order waits for the disk before it says that its entry is in memory only.
 const DISK_WAIT: Duration = Duration::from_secs(5);
 
@@ -50,8 +54,15 @@ pub(super) struct Keeper {
     tally: Arc<Tally>,
     /// Holds one token: who has it may write.
     turn: (flume::Sender<()>, flume::Receiver<()>),
-    /// The file is older than the list.
-    stale: Cell<bool>,
+    /// Grows with each change of the list.
+    version: Cell<u64>,
+    /// The version that the file has; only the thread that wrote it says so.
+    stored: Arc<AtomicU64>,
+    /// The last attempt to write failed.
+    failing: Cell<bool>,
+    /// When it is tried again, and how long after the time before.
+    again_at: Cell<Millis>,
+    again_after: Cell<Millis>,
     /// Something was added.
     kick: (flume::Sender<()>, flume::Receiver<()>),
 }
@@ -75,7 +86,9 @@ impl Keeper {
         let _ = turn.0.try_send(());
         tally.keep(pending.entries().len());
         let (pending, running) = (RefCell::new(pending), RefCell::default());
-        Self { pending, running, path, tally, turn, stale: Cell::new(false), kick }
+        let (version, stored, failing) = (Cell::new(0), Arc::default(), Cell::new(false));
+        let (again_at, again_after) = (Cell::new(0), Cell::new(0));
+        Self { pending, running, path, tally, turn, version, stored, failing, again_at, again_after, kick }
     }
 
     /// Adds entries and stores them; those that found a place, by node.
@@ -142,7 +155,7 @@ impl Keeper {
 
     /// Waits while nothing is pending and nothing is to be written.
     pub(super) async fn wait(&self) {
-        while self.pending.borrow().entries().is_empty() && !self.stale.get() {
+        while self.pending.borrow().entries().is_empty() && !self.is_stale() {
             let _ = self.kick.1.recv_async().await;
         }
     }
@@ -200,47 +213,98 @@ impl Keeper {
         }
     }
 
-    /// Writes the list as it is now; what goes wrong is logged, and the list stays in memory until a later attempt.
+    /// Ends attempts on nodes that are not up any more, and those that ended without a word: tried again later.
+    pub(super) async fn give_up(&self, unix_ms: u64, is_up: impl Fn(&str) -> bool) {
+        let over = |(id, (node, attempt)): (&u64, &(String, AbortHandle))| match () {
+            () if attempt.is_finished() => Some((*id, "the attempt broke off")),
+            () if !is_up(node) => Some((*id, "the node went down")),
+            () => None,
+        };
+        let over: Vec<_> = self.running.borrow().iter().filter_map(over).collect();
+        if over.is_empty() {
+            return;
+        }
+        for (id, text) in over {
+            self.stop(vec![id]);
+            self.pending.borrow_mut().failed(id, text, unix_ms);
+            self.tally.caught_up(CaughtUp::Failed, 1);
+        }
+        self.store().await;
+    }
+
+    /// The list has changed: writes it as it is now; what fails is tried again by [`Keeper::store_again`].
     pub(super) async fn store(&self) {
         self.tally.keep(self.pending.borrow().entries().len());
-        match tokio::time::timeout(DISK_WAIT, self.write()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(path = %self.path.display(), %error, "pending operations are not stored"),
-            Err(_) => tracing::warn!(path = %self.path.display(), "the disk is slow to store pending operations"),
+        self.version.set(self.version.get() + 1);
+        self.try_store().await;
+    }
+
+    /// Writes what could not be written, less and less often while the disk does not take it.
+    pub(super) async fn store_again(&self, now: Millis) {
+        if !self.is_stale() {
+            self.recovered();
+        } else if now >= self.again_at.get() {
+            // Whatever becomes of this attempt, the next one is further off.
+            let wait = (self.again_after.get() * 2).clamp(AGAIN_MS, AGAIN_MS_MAX);
+            self.again_after.set(wait);
+            self.again_at.set(now + wait);
+            self.try_store().await;
+        }
+    }
+
+    async fn try_store(&self) {
+        let error = match tokio::time::timeout(DISK_WAIT, self.write()).await {
+            Ok(Ok(())) => return self.recovered(),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the disk is slow"),
+        };
+        if !self.failing.replace(true) {
+            tracing::warn!(path = %self.path.display(), %error, "pending operations are not stored; tried again until they are");
+        }
+    }
+
+    fn recovered(&self) {
+        self.again_after.set(0);
+        self.again_at.set(0);
+        if self.failing.replace(false) {
+            tracing::info!(path = %self.path.display(), "pending operations are stored again");
         }
     }
 
     async fn write(&self) -> io::Result<()> {
-        self.stale.set(true);
+        let wanted = self.version.get();
         // The other end is held here: it does not close.
         let _ = self.turn.1.recv_async().await;
-        if !self.stale.replace(false) {
+        if self.stored.load(Ordering::Relaxed) >= wanted {
             // Who had the turn before has written this already.
             let _ = self.turn.0.try_send(());
             return Ok(());
         }
-        let stored = Stored { form: FORM, pending: self.pending.borrow().clone() };
-        let (path, turn, (done, result)) = (self.path.clone(), self.turn.0.clone(), flume::bounded(1));
-        // The thread gives the turn back: it may outlive our patience.
+        let version = self.version.get();
+        let list = Stored { form: FORM, pending: self.pending.borrow().clone() };
+        let (path, turn, stored) = (self.path.clone(), self.turn.0.clone(), Arc::clone(&self.stored));
+        let (done, result) = flume::bounded(1);
+        // The thread says itself what it has written and gives the turn back: it may outlive our patience.
         let written = spawn_thread("pending", move || {
-            let written = file::replace(&path, |file| serde_json::to_writer_pretty(file, &stored));
+            let written = file::replace(&path, |file| serde_json::to_writer_pretty(file, &list));
+            if written.is_ok() {
+                stored.store(version, Ordering::Relaxed);
+            }
             let _ = turn.try_send(());
             let _ = done.send(written);
         });
-        let written = match written {
+        match written {
             Ok(_) => result.recv_async().await.unwrap_or_else(|_| Err(io::Error::other("the writer ended"))),
             Err(error) => {
                 let _ = self.turn.0.try_send(());
                 Err(error)
             }
-        };
-        self.stale.set(self.stale.get() || written.is_err());
-        written
+        }
     }
 
     /// The file is older than the list: the last attempt to write it failed, or has not ended.
-    pub(super) fn is_stale(&self) -> bool {
-        self.stale.get()
+    fn is_stale(&self) -> bool {
+        self.stored.load(Ordering::Relaxed) < self.version.get()
     }
 }
 
@@ -283,5 +347,45 @@ mod tests {
         let keeper = Keeper::load(folder.path().join("none").join("pending.json"), Arc::default());
         assert_eq!(keeper.add(vec![entry("a")]).await, ["a"]);
         assert_eq!(keeper.listed()["pending"][0]["expires_at"], "1970-01-01T00:00:00.002Z");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_nothing_is_asked_less_and_less_often() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("later").join("pending.json");
+        let keeper = Keeper::load(path.clone(), Arc::default());
+        keeper.add(vec![entry("a")]).await;
+        let mut tried = Vec::new();
+        for now in (0..200_000).step_by(250) {
+            let before = keeper.again_at.get();
+            keeper.store_again(now).await;
+            if keeper.again_at.get() != before {
+                tried.push(now);
+            }
+        }
+        assert_eq!(tried, [0, 1_000, 3_000, 7_000, 15_000, 31_000, 63_000, 123_000, 183_000]);
+        assert!(keeper.is_stale() && keeper.failing.get());
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        keeper.store_again(1_000_000).await;
+        assert!(!keeper.is_stale() && !keeper.failing.get());
+        assert_eq!(Keeper::load(path, Arc::default()).pending.borrow().entries().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_on_a_node_that_went_down_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = Keeper::load(folder.path().join("pending.json"), Arc::default());
+        keeper.add(vec![entry("a"), entry("b")]).await;
+        let due = keeper.due(0, |_| true).await;
+        let attempts = tokio::task::LocalSet::new();
+        for entry in &due {
+            let attempt = attempts.spawn_local(std::future::pending::<()>());
+            keeper.begun(entry, attempt.abort_handle());
+        }
+        keeper.give_up(0, |node| node == "b").await;
+        assert_eq!(keeper.under_way(), 1);
+        assert_eq!(keeper.listed()["pending"][0]["error"], "the node went down");
+        assert_eq!(keeper.aside("m:latest", |_| true).await.ended, ["b"], "whose node is to be asked");
+        assert_eq!(keeper.under_way(), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! What nodes that are down have missed: operations kept for their return. Pure; `keeper` stores it.
 //!
 //! An entry is a desired state of one name on one node, so a newer order for the same name there takes its place. It
-//! expires after a day. Must never let a deletion meet a model other than the one seen when it was ordered: an entry
+//! expires after a day. Must never let it meet a model other than the one seen when it was ordered: an entry
 //! carries the digests of that moment, and [`Entry::still_holds`] compares them with what the node has on its return.
 
 use serde::{Deserialize, Serialize};
@@ -117,7 +117,7 @@ impl Entry {
             has.iter().find(|entry| *entry.key == *key).map(|entry| &*entry.digest)
         };
         match self.operation {
-            Operation::Pull => true,
+            Operation::Pull => digest(&self.model) == self.digest.as_deref(),
             Operation::Delete => self.digest.is_some() && digest(&self.model) == self.digest.as_deref(),
             Operation::Copy => {
                 let destination = self.destination.as_deref().unwrap_or_default();
@@ -292,6 +292,16 @@ mod tests {
         assert!(!delete.still_holds(&has(&[])));
         let unseen = Entry { digest: None, ..delete };
         assert!(!unseen.still_holds(&has(&[])) && !unseen.still_holds(&has(&[("m:latest", "d1")])));
+    }
+
+    #[test]
+    fn a_pull_overwrites_only_what_was_seen() {
+        let newer = entry("a", Operation::Pull, "m");
+        assert!(newer.still_holds(&has(&[("m:latest", "d1")])));
+        assert!(!newer.still_holds(&has(&[("m:latest", "d2")])), "made there meanwhile");
+        let first = Entry { digest: None, ..newer };
+        assert!(first.still_holds(&has(&[("x:latest", "d1")])));
+        assert!(!first.still_holds(&has(&[("m:latest", "d1")])));
     }
 
     #[test]

@@ -141,11 +141,14 @@ impl Run {
             let target = Arc::clone(&self.goals.up[node].target);
             let (id, verb, body, events) = (self.by.request, self.asked.verb, self.body.clone(), self.events.0.clone());
             // Without a stream a node is silent until it is done, however long that takes.
-            let idle = if self.asked.stream { self.desk.config.now().timeouts.stream_idle } else { Duration::MAX };
+            let (desk, at, streams) = (Rc::clone(&self.desk), self.goals.up[node].node, self.asked.stream);
+            let idle = if streams { self.desk.config.now().timeouts.stream_idle } else { Duration::MAX };
             self.tasks.push(Task::spawn(async move {
                 let lines = events.clone();
-                let mut followed =
-                    Task::spawn(async move { follow(&target, id, verb, &body, idle, Some((node, &lines))).await });
+                let mut followed = Task::spawn(async move {
+                    let followed = follow(&target, id, verb, &body, idle, Some((node, &lines)));
+                    if streams { followed.await } else { desk.bounded(at, false, followed).await }
+                });
                 // A mistake of ours on one node must not be waited for without end.
                 let result = (&mut followed.0).await.unwrap_or_else(|error| Err(Fail::Lost(error.to_string())));
                 let _ = events.send_async(Event::End(node, result)).await;
@@ -221,6 +224,9 @@ impl Run {
         for goal in &self.goals.down {
             self.merge.note(&format!("{} is down", goal.name));
         }
+        for goal in &self.goals.without {
+            self.merge.note(&format!("{} does not have {}", goal.name, self.asked.from));
+        }
     }
 
     async fn tell_what_is_due(&mut self) {
@@ -294,6 +300,7 @@ impl Run {
             self.desk.keeper.put_back(aside, |_| true).await;
         } else {
             keep(&self.desk, &self.asked, &missing, &mut outcome).await;
+            outcome.missed.extend(self.goals.without.iter().map(|goal| Box::from(&*goal.name)));
         }
         for (name, fail) in &failures {
             if !outcome.pending.iter().any(|kept| **kept == **name) {
@@ -384,7 +391,9 @@ pub(super) async fn follow(
     tell: Option<(usize, &flume::Sender<Event>)>,
 ) -> Result<(), Fail> {
     let (method, path) = verb.route();
-    let (mut exchange, head) = Exchange::ask(target, id, method, path, body).await?;
+    let silent = || Fail::Lost(format!("silent for {} ms", millis(idle)));
+    let asked = tokio::time::timeout(idle, Exchange::ask(target, id, method, path, body));
+    let (mut exchange, head) = asked.await.unwrap_or_else(|_| Err(silent()))?;
     if head.status != 200 {
         return Err(exchange.refused(head).await);
     }
@@ -392,7 +401,7 @@ pub(super) async fn follow(
     loop {
         let line = match tokio::time::timeout(idle, exchange.line()).await {
             Ok(line) => line?,
-            Err(_) => return Err(Fail::Lost(format!("silent for {} ms", millis(idle)))),
+            Err(_) => return Err(silent()),
         };
         match line.as_deref().map(Line::read) {
             None if succeeded => return Ok(()),

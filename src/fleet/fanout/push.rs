@@ -18,7 +18,7 @@ use crate::fleet::fanout::{Body, Desk, LINES_MAX, Order, Reply, STAY_MS, Waiting
 use crate::sync::Arc;
 
 /// Passes one node's answer on; the client's leaving ends it there too.
-pub(super) async fn relay(desk: &Rc<Desk>, order: Order, verb: Verb, goal: &Goal) -> Ended {
+pub(super) async fn relay(desk: &Rc<Desk>, order: Order, (verb, streams): (Verb, bool), goal: &Goal) -> Ended {
     let Waiting { reply, mut present } = order.client;
     let mut reply = Some(reply);
     let mut answer = |answer: Reply| {
@@ -31,7 +31,8 @@ pub(super) async fn relay(desk: &Rc<Desk>, order: Order, verb: Verb, goal: &Goal
     let (method, path) = verb.route();
     let idle = desk.config.now().timeouts.stream_idle;
     let relayed = async {
-        match Exchange::ask(&goal.target, order.by.request, method, path, &order.body).await {
+        let asked = Exchange::ask(&goal.target, order.by.request, method, path, &order.body);
+        match desk.bounded(goal.node, streams, asked).await {
             Ok((exchange, head)) => pass(exchange, head, idle, &mut answer).await,
             Err(fail) => answer(progress::refusal(&[(Arc::clone(&goal.name), fail)])),
         }
@@ -50,7 +51,8 @@ async fn pass(mut exchange: Exchange, head: Head, idle: Duration, answer: &mut i
     let content_type: Option<Cow<'static, str>> = head.content_type.as_deref().map(|value| value.to_owned().into());
     let streams = content_type.as_deref().is_some_and(|value| value.contains("ndjson"));
     if !streams {
-        return match exchange.whole().await {
+        let late = || Err(Fail::Lost("the node fell silent".to_owned()));
+        return match tokio::time::timeout(idle, exchange.whole()).await.unwrap_or_else(|_| late()) {
             Ok(body) => {
                 answer(Reply { body: Body::Whole(body), ..Reply::whole(head.status, content_type, Bytes::new()) })
             }

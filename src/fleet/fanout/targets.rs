@@ -33,6 +33,8 @@ pub struct Goals {
     pub up: Vec<Goal>,
     /// Those that miss it, being down or taken out.
     pub down: Vec<Goal>,
+    /// Those that are up, and left out of a create since others have the model that it begins with.
+    pub without: Vec<Goal>,
 }
 
 /// Why an operation has no node.
@@ -100,7 +102,27 @@ pub fn choose(snapshot: &Snapshot, config: &Config, asked: &Asked, header: Optio
         return Err(if remembered || snapshot.incomplete { NoGoal::Unsure } else { NoGoal::NoModel });
     }
     let there = snapshot.models.get(&name::key(&asked.destination)).map(|model| &**model);
-    split(nodes, header, |node| goal(node, model, there))
+    let goal = |node: &NodeView| goal(node, model, there);
+    let (nodes, without) = if header.is_none() { by_source(snapshot, nodes, asked) } else { (nodes, Vec::new()) };
+    Ok(Goals { without: without.into_iter().map(goal).collect(), ..split(nodes, header, goal)? })
+}
+
+/// Those of a create that have what it begins with, if one that is up does; else all of them, and each pulls it first.
+/// A node that is down stays, and misses it as it would anyway.
+fn by_source<'s>(
+    snapshot: &Snapshot,
+    nodes: Vec<&'s NodeView>,
+    asked: &Asked,
+) -> (Vec<&'s NodeView>, Vec<&'s NodeView>) {
+    let source = snapshot.models.get(&name::key(&asked.from)).filter(|_| !asked.from.is_empty());
+    let has = |node: &NodeView| {
+        source.is_some_and(|source| source.candidates.iter().any(|candidate| candidate.node == node.id))
+    };
+    let works = |node: &NodeView| node.up && !node.draining;
+    if !nodes.iter().any(|node| works(node) && has(node)) {
+        return (nodes, Vec::new());
+    }
+    nodes.into_iter().partition(|node| has(node) || !works(node))
 }
 
 /// Every Ollama node (for blobs, which have no model), or those of the header.

@@ -101,6 +101,21 @@ fn pull_targets_of_the_first_pattern_that_sets_them_count() {
 }
 
 #[test]
+fn a_create_goes_to_those_that_have_what_it_begins_with() {
+    let snapshot = fleet(&[("m", &[(1, "d1")]), ("down", &[(2, "d2")])]);
+    let without = |body: &str, header| {
+        let goals = choose(&snapshot, &Config::default(), &asked(Verb::Create, body), header).unwrap();
+        let names = |goals: &[Goal]| goals.iter().map(|goal| &*goal.name).collect::<Vec<_>>().join(",");
+        format!("{}|{}|{}", names(&goals.up), names(&goals.down), names(&goals.without))
+    };
+    assert_eq!(without(r#"{"model":"x","from":"M"}"#, None), "b|c|a");
+    assert_eq!(without(r#"{"model":"x","from":"down"}"#, None), "a,b|c|", "each pulls it");
+    assert_eq!(without(r#"{"model":"x","from":"nope"}"#, None), "a,b|c|");
+    assert_eq!(without(r#"{"model":"x"}"#, None), "a,b|c|");
+    assert_eq!(without(r#"{"model":"x","from":"m"}"#, Some("a,b")), "a,b||", "as the header says");
+}
+
+#[test]
 fn copy_and_delete_go_to_those_that_have_it() {
     let snapshot = fleet(&[("m", &[(1, "d1"), (2, "d2")]), ("gone", &[]), ("c", &[(2, "d3")]), ("llama", &[(3, "")])]);
     let delete = |model: &str| asked(Verb::Delete, &format!("{{\"model\":\"{model}\"}}"));
