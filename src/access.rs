@@ -15,6 +15,9 @@ use crate::usage::{Count, Ending, Outcome};
 /// Lines that wait to be written, at most.
 const LINES_MAX: usize = 4096;
 
+/// Lines written in one round, at most: the control thread has other things to do.
+const ROUND: usize = 512;
+
 /// A wait that deserves a line under `errors`.
 const LONG_WAIT_US: u64 = 1_000_000;
 
@@ -52,9 +55,19 @@ impl Access {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Writes what was noted; called by the control thread.
+    /// Writes what was noted, up to a round of it; called by the control thread.
     pub fn write(&self, names: &Names) {
-        while let Some((outcome, route, (id, timeout))) = self.lines.pop() {
+        self.write_most(ROUND, names);
+    }
+
+    /// Writes all that was noted: at the end of the process.
+    pub fn write_last(&self, names: &Names) {
+        self.write_most(LINES_MAX, names);
+    }
+
+    fn write_most(&self, most: usize, names: &Names) {
+        for _ in 0..most {
+            let Some((outcome, route, (id, timeout))) = self.lines.pop() else { return };
             let (tokens, estimated) = match outcome.count {
                 Count::Exact(tokens) => (tokens, false),
                 Count::Estimated(tokens) => (tokens, true),

@@ -116,7 +116,7 @@ pub fn run(
         #[cfg(proxy_locked)]
         locked.finish().await;
         shared.live.close();
-        shared.access.write(&shared.names);
+        shared.access.write_last(&shared.names);
         last_store.ok()
     });
     // Look-ups that hang in the system's resolver end with the process, not before it.

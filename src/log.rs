@@ -1,14 +1,18 @@
 //! Where logs go, and how much of them: one subscriber for the process, whose level can be changed while it runs.
 //!
 //! Installed by `main`; the level is read and set by admin and by a reload. A line that is not wanted costs one relaxed
-//! load. Must never hold what a request carries: callers log no bodies, keys or query strings.
+//! load, one that is wanted waits for no reader ([`lines`]). Must never hold what a request carries: callers log no bodies, keys or query strings.
+
+mod lines;
 
 use std::sync::OnceLock;
 
 use arc_swap::ArcSwap;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+use self::lines::{FLUSH_MAX, Lines};
 use crate::config::{LogConfig, LogFormat};
 use crate::sync::Arc;
 
@@ -38,6 +42,33 @@ struct Installed {
 /// Of the process, as its subscriber is.
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
+/// Lines on their way to standard error.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// Lines that were dropped because whoever reads standard error was too slow.
+#[must_use]
+pub fn dropped() -> u64 {
+    LINES.get().map_or(0, Lines::dropped)
+}
+
+/// Waits until what was logged so far is written, for a second at most: before the process ends, or says something
+/// itself.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(FLUSH_MAX);
+    }
+}
+
+/// Where lines go: to the thread that writes them, or straight to standard error where there can be none.
+fn writer() -> BoxMakeWriter {
+    let say =
+        |_: &Lines, dropped| tracing::warn!(lines = dropped, "standard error was read too slowly: lines are lost");
+    match Lines::start(std::io::stderr(), say) {
+        Ok(lines) => BoxMakeWriter::new(LINES.get_or_init(|| lines).clone()),
+        Err(_) => BoxMakeWriter::new(std::io::stderr),
+    }
+}
+
 /// Writes logs to standard error from now on, as the configuration says. Once a process; later calls change the level.
 pub fn install(config: &LogConfig) {
     use std::io::IsTerminal;
@@ -47,7 +78,7 @@ pub fn install(config: &LogConfig) {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
     let filter = parsed(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer());
     let (reload, started): (Reload, _) = if json {
         let builder = builder.json().flatten_event(true).with_filter_reloading();
         let handle = builder.reload_handle();

@@ -147,6 +147,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => printed(package::completions(&args, Cli::command(), &mut stdout())),
         Command::Man(args) => printed(package::man(&args, Cli::command(), &mut stdout())),
     };
+    log::flush();
     done.unwrap_or_else(|error| {
         eprintln!("herdgate: {error:#}");
         ExitCode::FAILURE
@@ -315,6 +316,8 @@ fn start_failed(error: StartError) -> anyhow::Result<ExitCode> {
         StartError::Ledger(LedgerError::Held { .. }) => EXIT_HELD,
         _ => return Err(error.into()),
     };
+    // What led there is read first.
+    log::flush();
     eprintln!("herdgate: {error}");
     Ok(ExitCode::from(code))
 }

@@ -214,7 +214,7 @@ fn tallied(shared: &Shared, tally: Tally) -> u64 {
         Tally::ConnectionsClosed => gauges(accepted).saturating_sub(u64::from(shared.connections())),
         Tally::HandedOver => gauges(|worker| worker.handed_over.load(Ordering::Relaxed)),
         Tally::AcceptPauses => gauges(|worker| worker.accept_waits.load(Ordering::Relaxed)),
-        Tally::LogDropped => shared.access.lost(),
+        Tally::LogDropped => shared.access.lost() + crate::log::dropped(),
         tally => shared.meters.tally(tally),
     }
 }
