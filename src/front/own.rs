@@ -157,7 +157,9 @@ impl Connection {
                     let mut source = Body(self);
                     // Pinned where it is made: moving it about would copy all of its state.
                     let work = pin!(perform(&self.client, &admitted, &asking, &mut source));
-                    match self.attended(work).await {
+                    // What is made here alone is soon done, and a probe that closes its half at once still reads.
+                    let may_leave = !matches!(admitted.work, Work::Admin(_) | Work::Operator);
+                    match self.attended(work, may_leave).await {
                         Some(response) => response,
                         None => return Served::Gone,
                     }
@@ -197,8 +199,9 @@ impl Connection {
         Ok(Some(Ready { asking, door, close: found.close }))
     }
 
-    /// What a handler comes to; `None` if the client leaves first. While the body is being read, reading tells.
-    async fn attended<F>(&self, mut work: Pin<&mut F>) -> Option<Response<OutBody>>
+    /// What a handler comes to; `None` if the client leaves first, where it `may_leave`. While the body is being read,
+    /// reading tells.
+    async fn attended<F>(&self, mut work: Pin<&mut F>, may_leave: bool) -> Option<Response<OutBody>>
     where
         F: Future<Output = Response<OutBody>>,
     {
@@ -207,7 +210,7 @@ impl Connection {
             if let Poll::Ready(response) = work.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
             }
-            if !self.body.borrow().is_ended() {
+            if !may_leave || !self.body.borrow().is_ended() {
                 return Poll::Pending;
             }
             self.poll_gone(cx).map(|()| None)
