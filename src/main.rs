@@ -295,6 +295,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let at_once = move || {
         runtime.block_on(signals.another());
         tracing::warn!("signalled while ending: what is not written yet is lost");
+        log::flush();
         std::process::exit(1);
     };
     if let Err(error) = spawn_thread("signals", at_once) {
