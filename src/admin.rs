@@ -1,6 +1,6 @@
 //! Monitoring routes: the ancestor's, health, metrics. Pure functions from the shared handles to an [`Answer`].
 //!
-//! What grows with the fleet is made on a thread of its own ([`aside`]). Called by `front` for its routes and by the control thread for the live stream's states. Reads counters, the
+//! What grows with the fleet is made on a thread of its own (`aside`). Called by `front` for its routes and by the control thread for the live stream's states. Reads counters, the
 //! Snapshot and the ledger's answers; takes nothing, changes nothing but by [`monitor::aggregate`]. Must never wait for
 //! a node: a dead one costs these routes nothing (I9).
 

@@ -1,7 +1,7 @@
 //! Where logs go, and how much of them: one subscriber for the process, whose level can be changed while it runs.
 //!
 //! Installed by `main`; the level is read and set by admin and by a reload. A line that is not wanted costs one relaxed
-//! load, one that is wanted waits for no reader ([`lines`]). Must never hold what a request carries: callers log no bodies, keys or query strings.
+//! load, one that is wanted waits for no reader (`lines`). Must never hold what a request carries: callers log no bodies, keys or query strings.
 
 mod lines;
 

@@ -140,7 +140,7 @@ impl Reading {
 /// 3. No hand-over to a waiter from a cell that is neither LOADED nor LOADING, or whose node is closed.
 /// 4. While a linked queue holds a waiter that this cell may serve and a slot of it can be taken, some thread is about to
 ///    try: whoever made the waiter or the slot (see Orderings).
-///    Where the node's models have a limit together, a slot can be taken only with a seat: [`NodeTotal`].
+///    Where the node's models have a limit together, a slot can be taken only with a seat: `NodeTotal`.
 /// 5. LOADING is set by exactly one cold take and cleared by exactly one of success, failure or expiry; each pair moves the
 ///    node's `cold_loads` up and down once.
 ///
