@@ -302,7 +302,6 @@ impl Facts {
             Report::Confirm { nodes, settled } => self.settle(nodes, settled, now, |_| {}),
             Report::Changed { nodes, settled } => self.settle(nodes, settled, now, |node| node.note_change(now.ms)),
             Report::Residency(node) => self.each(node, |node| node.refresh_residency(now.ms)),
-            Report::Loaded(node) => self.each(node, |node| node.tell_residency(now.ms)),
             Report::Miss { key, reply } => {
                 if is_known(&self.last, &key) {
                     // The worker's Snapshot is older than ours. One that has left wants no answer.

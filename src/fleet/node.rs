@@ -446,13 +446,6 @@ impl Node {
         self.changed_at = Some(now);
     }
 
-    /// Asks for the residency at once (after a load).
-    pub fn tell_residency(&mut self, now: Millis) {
-        if self.is_ollama() {
-            self.residency_timer.due = self.residency_timer.due.min(now);
-        }
-    }
-
     /// Asks for the residency in a moment (after an unload).
     pub fn refresh_residency(&mut self, now: Millis) {
         let timer = if self.is_ollama() { &mut self.residency_timer } else { &mut self.inventory_timer };

@@ -63,10 +63,8 @@ pub enum Report {
         /// Told once a Snapshot shows what each of them said after this.
         settled: tokio::sync::oneshot::Sender<()>,
     },
-    /// A model was unloaded there; [`NodeId::NONE`]: anywhere.
+    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
     Residency(NodeId),
-    /// A model was loaded there, and is in its memory now.
-    Loaded(NodeId),
     /// Models were changed on these nodes: their inventories are asked for anew.
     Changed {
         /// Where.
@@ -114,12 +112,7 @@ impl Reports {
             && matches!(tokio::time::timeout(MISS_WAIT, done).await, Ok(Ok(())))
     }
 
-    /// A model was loaded there, and is in its memory now.
-    pub fn loaded(&self, node: NodeId) {
-        self.send(Report::Loaded(node));
-    }
-
-    /// A model was unloaded there; [`NodeId::NONE`]: anywhere.
+    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
     pub fn residency(&self, node: NodeId) {
         self.send(Report::Residency(node));
     }

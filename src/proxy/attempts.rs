@@ -248,7 +248,7 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
     settle(local, &mut exchange, head.status);
     if cold && head.status.is_success() {
         // Clients that load a model look whether it is there, and long before the next poll.
-        local.reports.loaded(node);
+        local.reports.residency(node);
     }
     match head.status {
         StatusCode::NOT_FOUND

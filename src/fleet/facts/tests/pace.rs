@@ -256,13 +256,3 @@ fn denials_and_unloads_are_looked_at_at_once() {
     assert!(herd.scripts[1].times("/api/tags").is_empty());
     assert_eq!(herd.scripts[1].times("/api/ps").len(), 1);
 }
-
-#[test]
-fn what_a_load_brought_is_listed_at_once() {
-    let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")])]);
-    herd.run(10_000);
-    herd.scripts[0].loaded = vec!["a:latest".to_owned()];
-    herd.facts.report(Report::Loaded(NodeId(0)), herd.now);
-    herd.run(20);
-    assert_eq!(names(&herd.last().listing.ps, "models", "name"), ["a:latest"]);
-}
