@@ -147,26 +147,10 @@ fn one_of(node: &NodeConfig, address: SocketAddr) -> NodeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::NodeKind;
     use crate::sync::{Arc, AtomicU64, Ordering};
 
     fn node(host: &str) -> NodeConfig {
-        NodeConfig {
-            name: host.to_owned(),
-            url: format!("http://{host}:11434"),
-            host: host.to_owned(),
-            port: 11434,
-            base_path: String::new(),
-            kind: NodeKind::Ollama,
-            slots: None,
-            node_slots: None,
-            api_key: None,
-            expand: false,
-            cloud: false,
-            connect_timeout: None,
-            timeouts: crate::config::TimeoutOverrides::default(),
-            llama: false,
-        }
+        NodeConfig { name: host.to_owned(), ..NodeConfig::from_url(&format!("http://{host}:11434")).unwrap() }
     }
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::support::client::{self, Client, request};
 use crate::support::proxy::Proxy;
-use crate::support::sink::sink;
+use crate::support::sink::{head_of, sink};
 use crate::{copies, fleet, post, post_to, well_formed};
 
 const HELLO: &str = "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
@@ -234,13 +234,7 @@ async fn dies_in_the_middle(listener: TcpListener, died: oneshot::Sender<()>) {
     let mut died = Some(died);
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => break,
-            }
-        }
+        let head = head_of(&mut stream).await;
         if head.starts_with(b"POST /api/blobs/") {
             stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();

@@ -7,7 +7,7 @@ use herdgate::sync::{Arc, AtomicU64, Ordering};
 
 use crate::support::client::{self, Client, post};
 use crate::support::proxy::{Proxy, eventually};
-use crate::support::scripted::{After, Scripted, Step, answer, chunk, chunked_head, finish, held};
+use crate::support::scripted::{After, Pace, Scripted, Step, answer, chunk, chunked_head, finish, held};
 use crate::{BODY, asking};
 
 /// A stream that has begun: its client, and what the node sends next.
@@ -19,18 +19,24 @@ async fn streaming(proxy: &Proxy) -> Client {
 
 const LAST: &[u8] = b"{\"model\":\"m\",\"response\":\"\",\"done\":true,\"prompt_eval_count\":3,\"eval_count\":2}\n";
 
+/// A stream on this node whose first record its client has.
+async fn begun(proxy: &Proxy, node: &Scripted, paces: &flume::Receiver<Pace>) -> (Client, Pace) {
+    let mut client = streaming(proxy).await;
+    node.next().await;
+    let pace = paces.recv_async().await.unwrap();
+    pace.send(Step::Send(chunked_head("application/x-ndjson"))).unwrap();
+    pace.send(Step::Send(chunk(b"{\"response\":\"a\",\"done\":false}\n"))).unwrap();
+    client.begin().await.unwrap();
+    assert!(client.chunk().await.is_some());
+    (client, pace)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_are_added_and_removed_under_streams() {
     let ((a, a_paces), (b, b_paces)) = (held(), held());
     let proxy = Proxy::from_file(&[a.url()], "").await;
     proxy.until_listed("m:latest").await;
-    let mut client = streaming(&proxy).await;
-    a.next().await;
-    let pace = a_paces.recv_async().await.unwrap();
-    pace.send(Step::Send(chunked_head("application/x-ndjson"))).unwrap();
-    pace.send(Step::Send(chunk(b"{\"response\":\"a\",\"done\":false}\n"))).unwrap();
-    client.begin().await.unwrap();
-    assert!(client.chunk().await.is_some());
+    let (mut client, pace) = begun(&proxy, &a, &a_paces).await;
     let answer = proxy.reload(&[b.url()], "").await.json();
     assert_eq!(
         (answer["nodes"]["added"][0].as_str(), answer["nodes"]["removed"][0].as_str()),
@@ -215,13 +221,7 @@ async fn nodes_behind_an_expanded_name_come_and_go_without_a_reload() {
     let names =
         || -> Vec<String> { proxy.shared().fleet.load().configured().map(|node| node.name.to_string()).collect() };
     assert_eq!(names(), ["gpu[127.0.0.1]"]);
-    let mut client = streaming(&proxy).await;
-    a.next().await;
-    let pace = a_paces.recv_async().await.unwrap();
-    pace.send(Step::Send(chunked_head("application/x-ndjson"))).unwrap();
-    pace.send(Step::Send(chunk(b"{\"response\":\"a\",\"done\":false}\n"))).unwrap();
-    client.begin().await.unwrap();
-    assert!(client.chunk().await.is_some());
+    let (mut client, pace) = begun(&proxy, &a, &a_paces).await;
     leads_to.store(0b11, Ordering::Release);
     eventually("a node appears", || async { names() == ["gpu[127.0.0.1]", "gpu[127.0.0.2]"] }).await;
     eventually("and serves", || async { proxy.loaded("m") == 2 }).await;

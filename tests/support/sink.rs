@@ -12,13 +12,7 @@ pub async fn sink(listener: TcpListener, enough: u64, mut go_on: Option<oneshot:
     let mut connections = JoinSet::new();
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => break,
-            }
-        }
+        let head = head_of(&mut stream).await;
         if head.starts_with(b"POST /api/blobs/") {
             let (go_on, taken) = (go_on.take(), taken.clone());
             connections.spawn(async move {
@@ -53,4 +47,16 @@ async fn take(stream: &mut TcpStream, enough: u64, taken: &AtomicU64) {
         last.drain(..last.len().saturating_sub(END.len()));
     }
     stream.write_all(b"HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+}
+
+/// A request's head, its blank line included; cut short where the client leaves.
+pub async fn head_of(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    head
 }
