@@ -8,6 +8,7 @@ pub mod answer;
 pub mod asked;
 mod attempts;
 pub mod behind;
+mod block;
 pub mod body;
 pub mod buffers;
 mod decided;

@@ -231,6 +231,26 @@ fn what_is_no_json_to_go_is_unparseable() {
     }
 }
 
+/// Strings are read in words, blocks and windows: whatever matters in them may lie across their borders.
+#[test]
+fn what_ends_or_breaks_a_string_is_seen_at_every_place() {
+    let marks: [&[u8]; 9] =
+        [b"\"", b"\\\"", b"\\\\", b"\\u00e9", b"\\u12g4", b"\\x", b"\\\\\\\"\\n", b"\x1f", b"\\n\x01"];
+    for length in (0..140).chain([1_023, 1_056, 4_100, 5_150]) {
+        let from = length - length.min(140);
+        for at in from..=length {
+            for mark in marks {
+                let mut body = b"{\"model\":\"a\",\"k\":\"".to_vec();
+                body.resize(body.len() + at, b'x');
+                body.extend_from_slice(mark);
+                body.resize(body.len() + length - at, b'y');
+                body.extend_from_slice(b"\",\"model\":\"b\"}");
+                assert_agree(Route::Chat, &body);
+            }
+        }
+    }
+}
+
 #[test]
 fn unparseable_bodies_claim_nothing() {
     let found = scan(br#"{"model":"m","stream":true,"keep_alive":0"#, Route::Generate);

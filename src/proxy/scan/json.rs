@@ -4,18 +4,18 @@
 
 use memchr::memchr2;
 
-use crate::proxy::word;
+use crate::proxy::{block, word};
 
 /// Go's `encoding/json` refuses a value nested deeper than this.
 const DEPTH_MAX: usize = 10_000;
 /// Nesting whose kinds fit one register; deeper values are walked again with a stack of their own.
 const DEPTH_SHALLOW: usize = 64;
-/// Bytes of a string searched for its end and then for control characters, while they are still in the first cache.
-const STRING_WINDOW: usize = 4096;
-/// Words of eight bytes that are tested first, then blocks, before the search that only pays on longer strings.
+/// Words of eight bytes that are looked through before blocks are: keys end in them.
 const STRING_WORDS: usize = 2;
-const STRING_BLOCK: usize = 32;
-const STRING_BLOCKS: usize = 16;
+/// Blocks without an end in a row, after which a string is taken for something longer than text.
+const PLAIN_BLOCKS: usize = 32;
+/// Bytes of such a string searched for its end and then for control characters, while they are still in the first cache.
+const STRING_WINDOW: usize = 4096;
 
 /// The text is not JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,23 +175,94 @@ impl<'a> Cursor<'a> {
     }
 
     /// Past the closing quote; says whether there was a backslash.
+    ///
+    /// Keys end within two words. Text is broken by an escape every line or so, and all of those that lie in a block are
+    /// found in one look at it. What goes on without any is longer than text (images), and searched.
     fn string_rest(&mut self) -> Result<bool, Syntax> {
-        let mut escaped = false;
-        loop {
-            self.at = end_of_run(self.bytes, self.at);
-            let byte = self.bytes.get(self.at);
-            self.at += 1;
-            match byte {
-                Some(b'"') => return Ok(escaped),
-                Some(b'\\') => {
-                    escaped = true;
-                    self.escape()?;
+        for _ in 0..STRING_WORDS {
+            let Some(text) = self.bytes.get(self.at..).and_then(word::of) else { break };
+            match end_in(text) {
+                Some(hit) if text >> (8 * hit) & 0xff == u64::from(b'"') => {
+                    self.at += hit + 1;
+                    return Ok(false);
                 }
+                Some(_) => break,
+                None => self.at += 8,
+            }
+        }
+        let (mut escaped, mut plain) = (false, 0);
+        while let Some(text) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            let ends = block::marks(text, ends);
+            if ends != 0 {
+                plain = 0;
+                if self.string_block(ends, &mut escaped)? {
+                    return Ok(escaped);
+                }
+                continue;
+            }
+            self.at += block::BYTES;
+            plain += 1;
+            if plain >= PLAIN_BLOCKS {
+                self.plain_text()?;
+            }
+        }
+        self.string_tail(escaped)
+    }
+
+    /// Goes through a block in which `ends` marks what ends plain text; whether the string ended in it.
+    #[inline]
+    fn string_block(&mut self, mut ends: u32, escaped: &mut bool) -> Result<bool, Syntax> {
+        let from = self.at;
+        while ends != 0 {
+            self.at = from + ends.trailing_zeros() as usize + 1;
+            match self.bytes.get(self.at - 1) {
+                Some(b'"') => return Ok(true),
+                Some(b'\\') => *escaped = true,
                 _ => return Err(Syntax),
             }
+            self.escape()?;
+            // An escape may reach beyond the block.
+            let Some(rest) = u32::try_from(self.at - from).ok().and_then(|taken| u32::MAX.checked_shl(taken)) else {
+                return Ok(false);
+            };
+            ends &= rest;
+        }
+        self.at = from + block::BYTES;
+        Ok(false)
+    }
+
+    /// Passes over text without quotes, backslashes and control characters, in large steps.
+    fn plain_text(&mut self) -> Result<(), Syntax> {
+        while let Some(window) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<STRING_WINDOW>()) {
+            let hop = memchr2(b'"', b'\\', window);
+            let run = hop.and_then(|hop| window.get(..hop)).unwrap_or(window);
+            // A minimum over the run, which the compiler turns into vector instructions; a test per byte it would not.
+            if run.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20 {
+                return Err(Syntax);
+            }
+            self.at += run.len();
+            if hop.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of a string that ends in the last bytes of the text.
+    fn string_tail(&mut self, mut escaped: bool) -> Result<bool, Syntax> {
+        loop {
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            self.at += rest.iter().position(|&byte| ends(byte)).ok_or(Syntax)? + 1;
+            match self.bytes.get(self.at - 1) {
+                Some(b'"') => return Ok(escaped),
+                Some(b'\\') => escaped = true,
+                _ => return Err(Syntax),
+            }
+            self.escape()?;
         }
     }
 
+    #[inline]
     fn escape(&mut self) -> Result<(), Syntax> {
         let kind = *self.bytes.get(self.at).ok_or(Syntax)?;
         self.at += 1;
@@ -230,43 +301,6 @@ impl<'a> Cursor<'a> {
         self.at = at;
         Ok(())
     }
-}
-
-/// Where the plain text of a string that goes on at `from` ends: at a quote, a backslash, a control character or the end.
-///
-/// Keys end within a few words; text is broken by an escape every line or so, which whole blocks reach soonest; the
-/// search at the end pays on what is longer than any text (images).
-fn end_of_run(bytes: &[u8], from: usize) -> usize {
-    let rest = bytes.get(from..).unwrap_or_default();
-    let mut at = 0;
-    for chunk in rest.chunks_exact(8).take(STRING_WORDS) {
-        if let Some(hit) = word::of(chunk).and_then(end_in) {
-            return from + at + hit;
-        }
-        at += 8;
-    }
-    let blocks = rest.get(at..).unwrap_or_default().chunks_exact(STRING_BLOCK).take(STRING_BLOCKS);
-    at += STRING_BLOCK * blocks.take_while(|block| !block.iter().fold(false, |hit, &b| hit | ends(b))).count();
-    while at >= STRING_BLOCK * STRING_BLOCKS {
-        let window = rest.get(at..).map_or(&[][..], |rest| rest.get(..STRING_WINDOW).unwrap_or(rest));
-        let hop = memchr2(b'"', b'\\', window);
-        let run = hop.map_or(window, |hop| window.get(..hop).unwrap_or_default());
-        // A minimum over the run, which the compiler turns into vector instructions; a test per byte it would not.
-        if run.iter().fold(u8::MAX, |least, &byte| least.min(byte)) < 0x20 {
-            break;
-        }
-        at += run.len();
-        if hop.is_some() || window.len() < STRING_WINDOW {
-            return from + at;
-        }
-    }
-    for chunk in rest.get(at..).unwrap_or_default().chunks_exact(8) {
-        if let Some(hit) = word::of(chunk).and_then(end_in) {
-            return from + at + hit;
-        }
-        at += 8;
-    }
-    from + rest.iter().skip(at).position(|&byte| ends(byte)).map_or(rest.len(), |hop| at + hop)
 }
 
 /// Where in eight bytes a run of plain text ends.
