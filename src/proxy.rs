@@ -21,6 +21,7 @@ pub mod hold;
 pub mod inject;
 pub mod lingering;
 pub mod local;
+mod outgoing;
 pub mod plan;
 pub mod pool;
 mod reserve;

@@ -115,12 +115,13 @@ impl Asked {
         self.model.as_ref().map_or("", Text::as_str)
     }
 
-    /// The same for one node: its path, host and key around this body, encoded into `head`.
+    /// The same for one node: its path, host and key, encoded into `head`, and `splice` made in the body.
     #[must_use]
-    pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, body: Bytes) -> Outgoing {
+    pub fn outgoing(&self, target: &Target, mut head: Vec<u8>, splice: Option<Splice>) -> Outgoing {
         let carries_body = self.method != Method::GET && self.method != Method::HEAD;
         // What no length announces would be the node's next request.
-        let body = if carries_body { body } else { Bytes::new() };
+        let (body, splice) = if carries_body { (self.body.clone(), splice) } else { (Bytes::new(), None) };
+        let length = body.len() + splice.map_or(0, |splice| splice.insert.len());
         encode_request(
             &mut head,
             &RequestHead {
@@ -130,10 +131,10 @@ impl Asked {
                 host: &target.host,
                 lines: &self.lines,
                 bearer: target.api_key.as_ref().map(|key| key.0.as_str()),
-                content_length: carries_body.then_some(body.len() as u64),
+                content_length: carries_body.then_some(length as u64),
             },
         );
-        Outgoing::new(&self.method, head, body)
+        Outgoing::new(&self.method, head, body, splice)
     }
 
     /// Only a node that speaks Ollama's own API can serve it.

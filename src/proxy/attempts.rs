@@ -299,11 +299,7 @@ fn injects(local: &Local, asked: &Asked, kind: NodeKind) -> bool {
 
 /// The request for one node, with usage asked for on behalf of the client where that is wanted.
 fn outgoing(local: &Local, asked: &Asked, reserved: &Reserved, injected: bool) -> Outgoing {
-    let body = match &asked.splice {
-        Some(splice) if injected => splice.made_in(&asked.body).into(),
-        _ => asked.body.clone(),
-    };
-    asked.outgoing(&reserved.target, local.upstreams.buffer(), body)
+    asked.outgoing(&reserved.target, local.upstreams.buffer(), asked.splice.filter(|_| injected))
 }
 
 /// No head came: what that says of the node, and whether its slot loads any more.

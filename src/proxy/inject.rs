@@ -26,11 +26,11 @@ pub struct Splice {
 }
 
 impl Splice {
-    /// The body with the insertion made.
+    /// The body with the insertion made: what comes before it, the insertion, what comes after.
     #[must_use]
-    pub fn made_in(&self, body: &[u8]) -> Vec<u8> {
+    pub fn parts<'b>(&self, body: &'b [u8]) -> [&'b [u8]; 3] {
         let (before, after) = body.split_at(self.at.min(body.len()));
-        [before, self.insert, after].concat()
+        [before, self.insert, after]
     }
 }
 
@@ -44,12 +44,6 @@ pub fn plan(scan: &Scan<'_>) -> Option<Splice> {
         && !scan.usage_odd
         && scan.has_members;
     wanted.then_some(Splice { at: scan.object_end, insert: MEMBER })
-}
-
-/// The body with usage asked for; `None` if it does not want that.
-#[must_use]
-pub fn splice(body: &[u8], scan: &Scan<'_>) -> Option<Vec<u8>> {
-    Some(plan(scan)?.made_in(body))
 }
 
 /// Takes the injected event out of a stream. Give the [`Tail`](super::tail::Tail) the bytes *before* they come here.

@@ -98,7 +98,7 @@ async fn round(
         let exchange = local.upstreams.begin(
             node,
             &target,
-            asked.outgoing(&target, local.upstreams.buffer(), asked.body.clone()),
+            asked.outgoing(&target, local.upstreams.buffer(), None),
             Hold(None),
             Leave::Close,
         );

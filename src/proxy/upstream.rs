@@ -22,6 +22,8 @@ use super::behind::Behind;
 use super::dial::dial;
 pub use super::failure::{AttemptError, BodyError, Cause, Stage};
 use super::lingering::{Leave, Lingering};
+use super::outgoing::JOIN_BYTES_MAX;
+pub use super::outgoing::Outgoing;
 use super::pool::Pool;
 pub use super::wire::Payload;
 use super::wire::{Fault, Scratch, Wire};
@@ -33,8 +35,6 @@ use crate::sync::Arc;
 
 /// Read buffer of a worker. Source: 16 KiB is what other proxies settled on; more did not pay.
 const SCRATCH_BYTES: usize = 16 * 1024;
-/// A body up to this size is copied behind its head: cheaper than a second slice in the write.
-const JOIN_BYTES_MAX: usize = 4096;
 /// Buffers kept for the next requests (up to three each: lines and head of the request, lines of the answer); the least
 /// they hold, a head with a joined body, and the largest worth keeping.
 const SPARES_MAX: usize = 256;
@@ -89,31 +89,6 @@ impl Default for Settings {
             cold_load_grace_ms: 300_000,
             detached_max: 256,
         }
-    }
-}
-
-/// A request ready to be sent: encoded head, and body. Kept until the answer begins, for the free retry.
-#[derive(Debug, Default)]
-pub struct Outgoing {
-    pub(super) head: Vec<u8>,
-    pub(super) body: Bytes,
-    pub(super) is_head: bool,
-}
-
-impl Outgoing {
-    /// From the bytes that [`crate::http1::encode_request`] wrote (into [`Upstreams::buffer`]) and the body they
-    /// announce.
-    #[must_use]
-    pub fn new(method: &http::Method, mut head: Vec<u8>, mut body: Bytes) -> Self {
-        if body.len() <= JOIN_BYTES_MAX {
-            head.extend_from_slice(&body);
-            body = Bytes::new();
-        }
-        Self { head, body, is_head: method == http::Method::HEAD }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.head.len() + self.body.len()
     }
 }
 
@@ -476,8 +451,7 @@ impl<P: Held> Exchange<P> {
     fn answered(&mut self) {
         let Phase::Open(wire) = &self.phase else { return };
         if wire.is_sent_whole() {
-            self.upstreams.inner.reclaim(std::mem::take(&mut self.request.head));
-            self.request.body = Bytes::new();
+            self.upstreams.inner.reclaim(self.request.take_buffer());
         }
         if wire.is_ended() {
             self.end();
@@ -514,7 +488,7 @@ impl<P: Held> Exchange<P> {
 impl<P: Held> Drop for Exchange<P> {
     fn drop(&mut self) {
         let inner = &self.upstreams.inner;
-        inner.reclaim(std::mem::take(&mut self.request.head));
+        inner.reclaim(self.request.take_buffer());
         if let Phase::Open(wire) = std::mem::replace(&mut self.phase, Phase::Over) {
             inner.lingering.leave(inner, self.node, wire, self.held.take(), self.leave);
         }

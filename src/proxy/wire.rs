@@ -1,7 +1,7 @@
 //! One request on one connection: sends it, notices an early answer meanwhile, reads the answer. No task, no timer, no
 //! policy; polled by an exchange and, once the client has left, by the lingering list.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -201,14 +201,10 @@ impl Wire {
     pub(super) fn send(&mut self, cx: &mut Context<'_>, request: &Outgoing, now_us: impl Fn() -> u64) {
         while self.sent < self.request_len && self.write_error.is_none() && !self.sending_stopped {
             let stream = Pin::new(&mut self.stream);
-            let in_head = self.sent < request.head.len();
-            let polled = if in_head && !request.body.is_empty() {
-                let slices = [IoSlice::new(&request.head[self.sent..]), IoSlice::new(&request.body)];
-                stream.poll_write_vectored(cx, &slices)
-            } else if in_head {
-                stream.poll_write(cx, &request.head[self.sent..])
-            } else {
-                stream.poll_write(cx, &request.body[self.sent - request.head.len()..])
+            let (slices, count) = request.rest(self.sent);
+            let polled = match &slices[..count] {
+                [one] => stream.poll_write(cx, one),
+                several => stream.poll_write_vectored(cx, several),
             };
             match polled {
                 Poll::Pending => return,

@@ -214,7 +214,7 @@ impl Client {
                 content_length: Some(body.len() as u64),
             },
         );
-        self.upstreams.begin(NODE, target, Outgoing::new(method, head, body), self.watch.permit(), leave)
+        self.upstreams.begin(NODE, target, Outgoing::new(method, head, body, None), self.watch.permit(), leave)
     }
 
     pub(crate) fn post(&self, target: &Arc<Target>, body: &'static str) -> Exchange<Permit> {

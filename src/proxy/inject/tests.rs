@@ -56,6 +56,11 @@ fn filtered(stream: &[u8], step: usize) -> Vec<u8> {
     out
 }
 
+/// The body with usage asked for; `None` if it does not want that.
+fn splice(body: &[u8], scan: &Scan<'_>) -> Option<Vec<u8>> {
+    Some(plan(scan)?.parts(body).concat())
+}
+
 #[test]
 fn recorded_streams_lose_the_usage_event_and_nothing_else() {
     for name in ["109-v1-chat-stream-usage", "111-v1-chat-max-completion-tokens"] {
