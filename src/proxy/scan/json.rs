@@ -195,7 +195,7 @@ impl<'a> Cursor<'a> {
             let ends = block::marks(text, ends);
             if ends != 0 {
                 plain = 0;
-                if self.string_block(ends, &mut escaped)? {
+                if self.string_block(text, ends, &mut escaped)? {
                     return Ok(escaped);
                 }
                 continue;
@@ -211,21 +211,28 @@ impl<'a> Cursor<'a> {
 
     /// Goes through a block in which `ends` marks what ends plain text; whether the string ended in it.
     #[inline]
-    fn string_block(&mut self, mut ends: u32, escaped: &mut bool) -> Result<bool, Syntax> {
-        let from = self.at;
+    fn string_block(&mut self, block: &[u8; block::BYTES], ends: u32, escaped: &mut bool) -> Result<bool, Syntax> {
+        let (from, mut ends) = (self.at, u64::from(ends));
         while ends != 0 {
-            self.at = from + ends.trailing_zeros() as usize + 1;
-            match self.bytes.get(self.at - 1) {
+            let hit = ends.trailing_zeros() as usize;
+            self.at = from + hit + 1;
+            match block.get(hit) {
                 Some(b'"') => return Ok(true),
                 Some(b'\\') => *escaped = true,
                 _ => return Err(Syntax),
             }
-            self.escape()?;
-            // An escape may reach beyond the block.
-            let Some(rest) = u32::try_from(self.at - from).ok().and_then(|taken| u32::MAX.checked_shl(taken)) else {
+            // Here for a newline or a quote, without the call.
+            if block.get(hit + 1).is_some_and(|&kind| is_simple_escape(kind)) {
+                self.at += 1;
+            } else {
+                self.escape()?;
+            }
+            // What it reaches of the block is gone through, and it may reach beyond.
+            let taken = self.at - from;
+            if taken >= block::BYTES {
                 return Ok(false);
-            };
-            ends &= rest;
+            }
+            ends = ends >> taken << taken;
         }
         self.at = from + block::BYTES;
         Ok(false)
@@ -262,17 +269,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    #[inline]
     fn escape(&mut self) -> Result<(), Syntax> {
         let kind = *self.bytes.get(self.at).ok_or(Syntax)?;
         self.at += 1;
         match kind {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Ok(()),
             b'u' => {
                 let digits = self.bytes.get(self.at..self.at + 4).ok_or(Syntax)?;
                 self.at += 4;
                 if digits.iter().all(u8::is_ascii_hexdigit) { Ok(()) } else { Err(Syntax) }
             }
+            kind if is_simple_escape(kind) => Ok(()),
             _ => Err(Syntax),
         }
     }
@@ -306,6 +312,21 @@ impl<'a> Cursor<'a> {
 /// Where in eight bytes a run of plain text ends.
 fn end_in(text: u64) -> Option<usize> {
     word::first(word::control(text) | word::equal(text, b'"') | word::equal(text, b'\\'))
+}
+
+/// Bytes that are all of an escape behind their backslash. A table, since which one it is cannot be foretold.
+const SIMPLE_ESCAPES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut kinds: &[u8] = b"\"\\/bfnrt";
+    while let [kind, rest @ ..] = kinds {
+        table[*kind as usize] = true;
+        kinds = rest;
+    }
+    table
+};
+
+fn is_simple_escape(kind: u8) -> bool {
+    SIMPLE_ESCAPES[usize::from(kind)]
 }
 
 fn ends(byte: u8) -> bool {
