@@ -205,13 +205,16 @@ pub struct Chunks<'a> {
     /// Of the chunks seen so far; never less than the longest that is left.
     longest: usize,
     all_end_lines: bool,
-    /// Where the last ones begin: that of chunk `n` is at `n % LAST_CHUNKS`.
+    /// Where the last ones begin: that of chunk `n` is at `n % LAST_CHUNKS`, of so many at the end.
     starts: [usize; LAST_CHUNKS],
     seen: usize,
+    remembered: usize,
 }
 
 impl<'a> Chunks<'a> {
-    pub(super) fn none(input: &'a [u8]) -> Self {
+    /// None, at the start of `input`.
+    #[must_use]
+    pub fn none(input: &'a [u8]) -> Self {
         Self {
             input,
             from: 0,
@@ -222,12 +225,14 @@ impl<'a> Chunks<'a> {
             all_end_lines: true,
             starts: [0; LAST_CHUNKS],
             seen: 0,
+            remembered: 0,
         }
     }
 
     fn note(&mut self, payload: &[u8], taken: usize) {
         self.starts[self.seen % LAST_CHUNKS] = self.to;
         self.seen += 1;
+        self.remembered = LAST_CHUNKS.min(self.remembered + 1);
         self.count += 1;
         self.to += taken;
         self.payload_bytes += payload.len();
@@ -274,8 +279,36 @@ impl<'a> Chunks<'a> {
 
     /// The payloads of the last `count` of them, first to last; `None` where that many are not at hand.
     pub fn last(self, count: usize) -> Option<impl Iterator<Item = &'a [u8]>> {
-        let first = self.starts[self.seen.checked_sub(count)? % LAST_CHUNKS];
-        (count <= self.count.min(LAST_CHUNKS)).then(|| payloads(&self.input[first..self.to]))
+        let first = self.start_of_last(count)?;
+        Some(payloads(&self.input[first..self.to]))
+    }
+
+    /// Those before the chunk that holds the byte at `at` of [`Self::as_bytes`], all if that is its end, and the others;
+    /// `None` where that chunk is not one of the last.
+    #[must_use]
+    pub fn split_before(self, at: usize) -> Option<(Self, Self)> {
+        if at >= self.as_bytes().len() {
+            return Some((self, Self::none(&self.input[self.to..])));
+        }
+        let holds = |&(_, start): &(usize, usize)| start <= self.from + at;
+        let places = (1..=self.remembered).map_while(|count| Some((count, self.start_of_last(count)?)));
+        let (count, start) = { places }.find(holds)?;
+        let payload_bytes = payloads(&self.input[start..self.to]).map(<[u8]>::len).sum();
+        let before = Self {
+            to: start,
+            count: self.count - count,
+            payload_bytes: self.payload_bytes - payload_bytes,
+            seen: self.seen - count,
+            remembered: self.remembered - count,
+            ..self
+        };
+        Some((before, Self { from: start, count, payload_bytes, remembered: count, ..self }))
+    }
+
+    /// Where the last `count` chunks begin, where that many are here and remembered.
+    fn start_of_last(&self, count: usize) -> Option<usize> {
+        let is_known = count > 0 && count <= self.count.min(self.remembered);
+        is_known.then(|| self.starts[(self.seen - count) % LAST_CHUNKS])
     }
 }
 

@@ -355,3 +355,35 @@ proptest! {
         prop_assert_eq!(seen.body, chunks.concat());
     }
 }
+
+#[test]
+fn a_run_is_split_before_the_chunk_that_holds_a_byte() {
+    let chunks: Vec<String> = (1..=20).map(|n| "x".repeat(n)).collect();
+    let wire: String = chunks.iter().map(|chunk| format!("{:x}\r\n{chunk}\r\n", chunk.len())).collect();
+    let mut decoder = ResponseDecoder::new(false, MAX);
+    decoder.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    let run = decoder.run(wire.as_bytes());
+    let mut remembered = 0;
+    for at in 0..=wire.len() {
+        let before = chunks.iter().scan(0, |end, chunk| {
+            *end += chunk.len() + format!("{:x}", chunk.len()).len() + 4;
+            Some(*end)
+        });
+        let before = before.take_while(|&end| end <= at).count();
+        let Some((first, others)) = run.split_before(at) else {
+            assert_eq!(remembered, 0, "what is nearer to the end is known too");
+            continue;
+        };
+        remembered += 1;
+        assert_eq!((first.count(), others.count()), (before, 20 - before), "at {at}");
+        assert!(first.payloads().chain(others.payloads()).eq(run.payloads()));
+        assert_eq!(first.payload_bytes() + others.payload_bytes(), run.payload_bytes());
+        // The last of the first part are known as far as they were, and truly.
+        for count in 1..=before {
+            if let Some(last) = first.last(count) {
+                assert!(last.map(<[u8]>::len).eq(before - count + 1..=before), "the last {count} before {at}");
+            }
+        }
+    }
+    assert!(remembered > 100, "the last chunks are at hand");
+}

@@ -135,14 +135,17 @@ impl Filter {
         }
     }
 
-    /// Whether whole events lie in these chunks of which none is the injected one, so that all may pass as they are.
+    /// The first of these chunks, in which whole events lie and not the injected one, so that they may pass as they are;
+    /// and the others, which must be pushed.
     ///
     /// The injected event has a member `usage`; a text that speaks of one has its quotes escaped.
     #[must_use]
-    pub fn passes(&self, chunks: Chunks<'_>) -> bool {
-        let between = self.held.is_empty() && self.passing.is_none();
-        let ends = chunks.payloads().last().is_some_and(|last| last.ends_with(b"\n\n"));
-        between && ends && memmem::find(chunks.as_bytes(), b"\"usage\"").is_none()
+    pub fn split<'a>(&self, chunks: Chunks<'a>) -> (Chunks<'a>, Chunks<'a>) {
+        let is_between = self.held.is_empty() && self.passing.is_none();
+        let at = || memmem::find(chunks.as_bytes(), b"\"usage\"").unwrap_or(chunks.as_bytes().len());
+        let split = if is_between { chunks.split_before(at()) } else { None };
+        // The end of an event, and of its chunk.
+        split.filter(|(first, _)| first.as_bytes().ends_with(b"\n\n\r\n")).unwrap_or((Chunks::none(&[]), chunks))
     }
 
     /// Hands out what was held back when the stream has ended, unless it is (or began as) the injected event.

@@ -141,13 +141,18 @@ impl TailBody {
             };
             let polled = exchange.poll_payload(cx, &mut |payload| {
                 came += tail.push_payload(payload);
-                match (filter.as_mut(), payload) {
-                    (None, payload) => give(payload),
-                    (Some(filter), Payload::Chunks(chunks)) if filter.passes(chunks) => give(payload),
-                    (Some(filter), payload) => {
-                        payload.each(|piece| filter.push(piece, &mut |parts| give(Payload::Parts(parts))))
+                let Some(filter) = filter.as_mut() else { return give(payload) };
+                let to_filter = match payload {
+                    Payload::Chunks(chunks) => {
+                        let (as_they_are, others) = filter.split(chunks);
+                        if as_they_are.count() > 0 {
+                            give(Payload::Chunks(as_they_are));
+                        }
+                        Payload::Chunks(others)
                     }
-                }
+                    payload => payload,
+                };
+                to_filter.each(|piece| filter.push(piece, &mut |parts| give(Payload::Parts(parts))));
             });
             let ended = exchange.is_end();
             match polled {

@@ -119,24 +119,32 @@ fn chunked(events: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn whole_chunks_pass_at_once_unless_one_may_be_the_injected_event() {
+fn whole_chunks_pass_at_once_up_to_the_one_that_may_be_the_injected_event() {
     let (token, says) = ("data: {\"choices\":[{}]}\n\n", "data: {\"choices\":[{\"text\":\"\\\"usage\\\"\"}]}\n\n");
     let injected = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}\n\n";
-    let passes = |filter: &Filter, events: &[&str]| {
+    let done = "data: [DONE]\n\n";
+    let split = |filter: &Filter, events: &[&str]| {
         let wire = chunked(events);
         let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         let mut decoder = crate::http1::ResponseDecoder::new(false, 4096);
         decoder.feed(head).unwrap();
-        filter.passes(decoder.run(&wire))
+        let (as_they_are, others) = filter.split(decoder.run(&wire));
+        let bytes = [as_they_are.as_bytes(), others.as_bytes()].concat();
+        assert_eq!(bytes, wire, "nothing is lost or doubled");
+        (as_they_are.count(), others.count())
     };
     let mut filter = Filter::new();
-    assert!(passes(&filter, &[token, says, token]));
-    assert!(!passes(&filter, &[token, injected]));
-    assert!(!passes(&filter, &[token, "data: {\"choi"]), "its end is not here");
+    assert_eq!(split(&filter, &[token, says, token]), (3, 0));
+    assert_eq!(split(&filter, &[token, injected]), (1, 1));
+    assert_eq!(split(&filter, &[&[token; 12][..], &[injected, done]].concat()), (12, 2));
+    assert_eq!(split(&filter, &[injected, done]), (0, 2));
+    assert_eq!(split(&filter, &[&[injected][..], &[token; 12]].concat()), (0, 13), "its place is not remembered");
+    assert_eq!(split(&filter, &[token, "data: {\"choi"]), (0, 2), "its end is not here");
+    assert_eq!(split(&filter, &["data: {\"choi", injected]), (0, 2), "its end is not here");
     assert_eq!(push(&mut filter, "data: {\"choi"), "");
-    assert!(!passes(&filter, &[token]), "something is held");
+    assert_eq!(split(&filter, &[token]), (0, 1), "something is held");
     assert_eq!(push(&mut filter, "ces\":[{}]}"), "data: {\"choices\":[{}]}");
-    assert!(!passes(&filter, &[token]), "in the middle of an event");
+    assert_eq!(split(&filter, &[token]), (0, 1), "in the middle of an event");
 }
 
 #[test]
