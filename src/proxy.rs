@@ -238,9 +238,57 @@ fn ending(error: &ProxyError) -> Ending {
     })
 }
 
-/// Seconds for `Retry-After` with 50 % jitter, 1 to 30.
+/// The least and the most that `Retry-After` says, milliseconds.
+const RETRY_AFTER_MS: (u64, u64) = (1_000, 30_000);
+
+/// Seconds for `Retry-After`: what is predicted, and up to half as much again by chance, so that those who are sent away
+/// together do not come back together; 1 to 30. From 20 s on the half lies within the bound as well: 20 to 30.
 fn retry_after(predicted_ms: Millis, random: u32) -> u32 {
-    let base = (predicted_ms / 1000).clamp(1, 30);
-    let jitter = base * u64::from(random % 1000) / 2000;
-    u32::try_from((base + jitter).clamp(1, 30)).unwrap_or(30)
+    let (least, most) = RETRY_AFTER_MS;
+    let spread = predicted_ms.clamp(least, most * 2 / 3) / 2;
+    let from = predicted_ms.clamp(least, most - spread);
+    // A second more, for what is told is whole seconds and rounded down: the shortest would have no spread at all.
+    let by_chance = (u64::from(random) * (spread + 1_000)) >> 32;
+    u32::try_from((from + by_chance).min(most) / 1_000).unwrap_or(30)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::retry_after;
+
+    proptest! {
+        #[test]
+        fn retry_after_is_what_is_predicted_up_to_half_more_and_1_to_30(predicted_ms: u64, random: u32) {
+            let told = u64::from(retry_after(predicted_ms, random));
+            prop_assert!((1..=30).contains(&told), "{told}");
+            let predicted = predicted_ms.clamp(1_000, 20_000);
+            prop_assert!(told >= predicted / 1_000 && told * 1_000 <= predicted + predicted / 2 + 1_000, "{told}");
+        }
+
+        #[test]
+        fn retry_after_never_shrinks_with_the_prediction(less in 0_u64..60_000, more in 0_u64..60_000, random: u32) {
+            let (less, more) = (less.min(more), less.max(more));
+            prop_assert!(retry_after(less, random) <= retry_after(more, random));
+        }
+    }
+
+    /// Whatever is predicted, the shortest and the longest included, clients come back at different times.
+    #[test]
+    fn retry_after_spreads() {
+        for predicted_ms in [0, 1_000, 1_999, 2_000, 5_000, 10_000, 19_999, 20_000, 29_000, 30_000, 60_000, u64::MAX] {
+            let mut told = BTreeMap::<u32, u32>::new();
+            for step in 0..3_000_u32 {
+                *told.entry(retry_after(predicted_ms, step * (u32::MAX / 3_000))).or_default() += 1;
+            }
+            let (first, last) = (*told.first_key_value().unwrap().0, *told.last_key_value().unwrap().0);
+            let most = *told.values().max().unwrap();
+            assert!(last > first && most <= 2_100, "{predicted_ms} ms: {told:?}");
+            let seconds = u32::try_from(predicted_ms.clamp(1_000, 20_000) / 1_000).unwrap();
+            assert!(last - first >= seconds / 2, "{predicted_ms} ms: {told:?}");
+        }
+    }
 }
