@@ -33,8 +33,17 @@ pub struct Clock {
 struct Inner {
     origin: tokio::time::Instant,
     /// Set instead of reading the system, in tests.
-    manual: Option<AtomicU64>,
+    manual: Option<Manual>,
     /// Unix milliseconds minus monotonic milliseconds.
+    offset_ms: AtomicI64,
+}
+
+/// The system's clocks as a test sets them.
+#[derive(Debug)]
+struct Manual {
+    /// Monotonic milliseconds.
+    now: AtomicU64,
+    /// What [`Inner::offset_ms`] becomes when the UTC clock is read.
     offset_ms: AtomicI64,
 }
 
@@ -49,14 +58,16 @@ impl Clock {
         clock
     }
 
-    /// A clock that moves only by [`Clock::advance`] and [`Clock::step_utc`]; monotonic zero is `unix_ms`.
+    /// A clock that moves only by [`Clock::advance`], [`Clock::step_utc`] and [`Clock::step_wall`]; monotonic zero is
+    /// `unix_ms`.
     #[must_use]
     pub fn manual(unix_ms: u64) -> Self {
+        let offset_ms = i64::try_from(unix_ms).unwrap_or(i64::MAX);
         Self {
             inner: Arc::new(Inner {
                 origin: tokio::time::Instant::now(),
-                manual: Some(AtomicU64::new(0)),
-                offset_ms: AtomicI64::new(i64::try_from(unix_ms).unwrap_or(i64::MAX)),
+                manual: Some(Manual { now: AtomicU64::new(0), offset_ms: AtomicI64::new(offset_ms) }),
+                offset_ms: AtomicI64::new(offset_ms),
             }),
         }
     }
@@ -77,7 +88,7 @@ impl Clock {
     #[must_use]
     pub fn exact_us(&self) -> u64 {
         match &self.inner.manual {
-            Some(now) => now.load(Ordering::Relaxed) * 1000,
+            Some(manual) => manual.now.load(Ordering::Relaxed) * 1000,
             None => u64::try_from(self.inner.origin.elapsed().as_micros()).unwrap_or(u64::MAX),
         }
     }
@@ -112,28 +123,61 @@ impl Clock {
         UnixMinute::of_unix_ms(self.unix_ms())
     }
 
-    /// Re-reads the system's UTC clock; the control thread calls it each second. No effect on a manual clock.
+    /// Re-reads the system's UTC clock; the control thread calls it each second.
     pub fn resync(&self) {
-        if self.inner.manual.is_none() {
-            let unix = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
-            let now = i64::try_from(self.now()).unwrap_or(i64::MAX);
-            self.inner.offset_ms.store(unix.saturating_sub(now), Ordering::Relaxed);
-        }
+        let offset_ms = match &self.inner.manual {
+            Some(manual) => manual.offset_ms.load(Ordering::Relaxed),
+            None => {
+                let unix = std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
+                unix.saturating_sub(i64::try_from(self.now()).unwrap_or(i64::MAX))
+            }
+        };
+        self.inner.offset_ms.store(offset_ms, Ordering::Relaxed);
     }
 
     /// Moves a manual clock forward.
     pub fn advance(&self, by: Millis) {
-        if let Some(now) = &self.inner.manual {
-            now.fetch_add(by, Ordering::Relaxed);
+        if let Some(manual) = &self.inner.manual {
+            manual.now.fetch_add(by, Ordering::Relaxed);
         }
     }
 
-    /// Steps the UTC side of a manual clock, forward or back.
+    /// Steps the UTC side of a manual clock, forward or back, as if it were read at once.
     pub fn step_utc(&self, by_ms: i64) {
+        self.step_wall(by_ms);
         if self.inner.manual.is_some() {
             self.inner.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
         }
+    }
+
+    /// Steps the UTC clock of a manual clock's system, forward or back: seen when it is read next.
+    pub fn step_wall(&self, by_ms: i64) {
+        if let Some(manual) = &self.inner.manual {
+            manual.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(all(test, not(proxy_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_wall_clock_is_seen_when_it_is_read_and_moves_no_deadline() {
+        let clock = Clock::manual(1_795_608_030_000);
+        for step_ms in [-120_000, 86_400_000, 0, 1] {
+            let (now, unix_ms) = (clock.now(), clock.unix_ms());
+            clock.step_wall(step_ms);
+            assert_eq!((clock.now(), clock.unix_ms()), (now, unix_ms), "not read yet");
+            clock.resync();
+            assert_eq!((clock.now(), clock.unix_ms()), (now, unix_ms.saturating_add_signed(step_ms)));
+            clock.resync();
+            assert_eq!(clock.unix_ms(), unix_ms.saturating_add_signed(step_ms), "read twice, stepped once");
+        }
+        clock.step_wall(i64::MIN / 2);
+        clock.resync();
+        assert_eq!(clock.unix_ms(), 0, "before 1970 is 1970");
     }
 }

@@ -38,6 +38,36 @@ async fn the_clock_back_two_minutes_and_forward_a_day_loses_nothing() {
     assert_eq!(series(&proxy).await, expected, "after a restart");
 }
 
+/// The control thread reads the wall clock once a second of the monotonic one: a step counts from there on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wall_clock_is_read_anew_each_second() {
+    let node = Node::start(NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(8)).unwrap();
+    let clock = Clock::manual(NOON_MS);
+    let proxy = Proxy::start_in(tempfile::tempdir().unwrap(), &[node.url()], "", clock.clone()).await;
+    proxy.until_listed("m:latest").await;
+    let mut expected: BTreeMap<u64, u64> = BTreeMap::new();
+    let ask = async |tokens: u64| {
+        let body = format!(r#"{{"model":"m","prompt":"x","stream":false,"options":{{"num_predict":{tokens}}}}}"#);
+        assert_eq!(client::post_once(proxy.address, "/api/generate", &body).await.status, 200);
+    };
+    for step_ms in [-120_000_i64, 86_400_000] {
+        let before = clock.unix_ms();
+        clock.step_wall(step_ms);
+        // The monotonic clock stands still: nobody reads the other.
+        ask(3).await;
+        *expected.entry(clock.minute().unix_seconds()).or_default() += 3;
+        assert_eq!(clock.unix_ms(), before);
+        clock.advance(1_000);
+        let stepped = before.saturating_add_signed(step_ms) + 1_000;
+        proxy.until("the wall clock is read", || async { clock.unix_ms() == stepped }).await;
+        ask(5).await;
+        *expected.entry(clock.minute().unix_seconds()).or_default() += 5;
+        proxy.flush().await;
+    }
+    assert_eq!(expected.len(), 3, "noon, two minutes before, a day after");
+    assert_eq!(series(&proxy).await, expected);
+}
+
 /// Output tokens by the Unix second of their minute.
 async fn series(proxy: &Proxy) -> BTreeMap<u64, u64> {
     let stats = client::post_once(proxy.address, "/api/stats?model=m:latest", "").await.json();
