@@ -421,10 +421,10 @@ fn hint(default_tree: Option<&Value>, section: &str, name: &str) -> Option<Strin
     {
         return Some(hint);
     }
-    let early = ["request_head", "request_body_idle", "client_idle", "connect", "queue_wait", "pool_idle"];
-    if section.ends_with(".timeouts") && early.contains(&name) {
-        let why = if section.starts_with("nodes") { "before a node is chosen" } else { "where no model counts" };
-        return Some(format!("it runs {why}; it is `timeouts.{name}` for all"));
+    if let Some(whose) = section.strip_suffix(".timeouts")
+        && let Some(why) = not_overridden(whose.starts_with("nodes"), name)
+    {
+        return Some(format!("{why}; it is `timeouts.{name}` for all"));
     }
     let Some(Value::Map(entries)) = default_tree else { return None };
     let holder = entries.iter().find(|entry| match &entry.node.value {
@@ -436,6 +436,18 @@ fn hint(default_tree: Option<&Value>, section: &str, name: &str) -> Option<Strin
     }
     let at_root = !section.is_empty() && entries.iter().any(|entry| entry.name == name);
     at_root.then(|| format!("`{name}` stands at the left margin, in no section"))
+}
+
+/// Why a time-out cannot be a node's, or a model's, own; `None` where it can, or where there is no such time-out.
+fn not_overridden(node: bool, name: &str) -> Option<&'static str> {
+    Some(match (name, node) {
+        ("request_head" | "request_body_idle", true) => "it runs while a client sends, before a node is chosen",
+        ("request_head" | "request_body_idle", false) => "it runs while a client sends, before its model is known",
+        ("client_idle", _) => "it runs between two requests, when neither node nor model is known",
+        ("queue_wait", true) => "a request that waits has no node yet (a model may have its own)",
+        ("connect" | "pool_idle", false) => "a connection to a node serves all of its models (a node may have its own)",
+        _ => return None,
+    })
 }
 
 /// Replaces the nodes by those of the command line.

@@ -168,8 +168,46 @@ fn unknown_keys_say_where_they_belong() {
         "it is the ancestor's, whose file has no key of ours; write `nodes`",
     );
     one_wrong("data: x\ncache_ttl: 1", 2, "no response cache");
-    one_wrong("nodes: [ { url: 'http://a:1', timeouts: { queue_wait: 1s } } ]", 1, "`timeouts.queue_wait` for all");
-    one_wrong("models: { m: { timeouts: { connect: 1s } } }", 1, "`timeouts.connect` for all");
+}
+
+/// Of every time-out that there is: who may have one of his own, and why not who may not.
+#[test]
+fn each_time_out_is_overridden_where_that_means_something_and_refused_in_words_elsewhere() {
+    for (name, node, model) in [
+        ("connect", Ok(()), Err("serves all of its models (a node may have its own)")),
+        ("request_head", Err("before a node is chosen"), Err("before its model is known")),
+        ("request_body_idle", Err("before a node is chosen"), Err("before its model is known")),
+        ("client_idle", Err("between two requests"), Err("between two requests")),
+        ("pool_idle", Ok(()), Err("serves all of its models (a node may have its own)")),
+        ("stream_idle", Ok(()), Ok(())),
+        ("client_stall", Ok(()), Ok(())),
+        ("queue_wait", Err("has no node yet (a model may have its own)"), Ok(())),
+        ("suspect_after", Ok(()), Ok(())),
+    ] {
+        right(&file(&format!("timeouts: {{ {name}: 7s }}")));
+        let of_node = format!("nodes: [ {{ url: 'http://a:1', timeouts: {{ {name}: 7s }} }} ]");
+        let of_model = format!("models: {{ m: {{ timeouts: {{ {name}: 7s }} }} }}");
+        for (text, expected) in [(of_node, node), (of_model, model)] {
+            match expected {
+                Ok(()) => {
+                    let config = right(&file(&text)).config;
+                    let said = super::describe(&config);
+                    assert!(
+                        said.contains(&format!("{name} 7s")) || said.contains(&format!("{name}: 7s")),
+                        "{text}: {said}"
+                    );
+                }
+                Err(why) => {
+                    one_wrong(&text, 1, why);
+                    one_wrong(&text, 1, &format!("it is `timeouts.{name}` for all"));
+                }
+            }
+        }
+    }
+    let all = include_str!("default.yaml");
+    let (_, section) = all.split_once("\ntimeouts:\n").unwrap();
+    let keys = section.lines().take_while(|line| line.starts_with("  ")).filter(|line| !line.trim().starts_with('#'));
+    assert_eq!(keys.count(), 9, "a new time-out has its place in the table above");
 }
 
 #[test]
