@@ -19,6 +19,7 @@ pub mod meters;
 pub mod names;
 mod query;
 pub mod recorder;
+mod room;
 pub mod series;
 pub mod speed;
 pub mod store;

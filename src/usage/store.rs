@@ -270,6 +270,7 @@ impl LmdbStore {
             Some(held) => held,
             None => Held(Arc::new(hold(dir)?)),
         };
+        super::room::make(dir).map_err(|error| unavailable(&error))?;
         let (env, map_bytes) = open_env(dir, map_bytes, map_bytes_min)?;
         check_schema(&env, dir)?;
         let tables = create_tables(&env).map_err(|error| open_error(dir, &error))?;
