@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use self::lines::{FLUSH_MAX, Lines};
+pub use self::lines::FLUSH_MAX;
+use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat};
 use crate::sync::Arc;
 
@@ -45,7 +46,7 @@ static INSTALLED: OnceLock<Installed> = OnceLock::new();
 /// Lines on their way to standard error.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Lines that were dropped because whoever reads standard error was too slow.
+/// Lines that were dropped because whoever reads standard error was too slow, or gone.
 #[must_use]
 pub fn dropped() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
@@ -57,6 +58,34 @@ pub fn flush() {
     if let Some(lines) = LINES.get() {
         lines.flush(FLUSH_MAX);
     }
+}
+
+/// Says something that is no line of the log, behind all that was logged; waits for no reader longer than [`flush`] does.
+pub fn say(text: &str) {
+    use std::io::Write;
+    match LINES.get() {
+        Some(lines) => {
+            let _ = lines.clone().write_all(format!("{text}\n").as_bytes());
+            flush();
+        }
+        // A reader that has left is no reason to panic.
+        None => drop(writeln!(std::io::stderr(), "{text}")),
+    }
+}
+
+/// A panic is a line of the log: the standard library would write it itself, and wait for a reader that has stalled while
+/// the panicking thread serves nobody.
+fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let trace = std::backtrace::Backtrace::capture();
+    let trace = (trace.status() == std::backtrace::BacktraceStatus::Captured).then(|| trace.to_string());
+    let thread = std::thread::current();
+    tracing::error!(
+        thread = thread.name().unwrap_or_default(),
+        place = info.location().map(tracing::field::display),
+        message = info.payload_as_str().unwrap_or_default(),
+        trace,
+        "panicked"
+    );
 }
 
 /// Where lines go: to the thread that writes them, or straight to standard error where there can be none.
@@ -92,7 +121,9 @@ pub fn install(config: &LogConfig) {
     if started.is_err() || INSTALLED.set(Installed { reload, level }).is_err() {
         // Somebody else's subscriber, or ours of before: then only the level is new.
         let _ = set_level(&config.level);
+        return;
     }
+    std::panic::set_hook(Box::new(panicked));
 }
 
 /// The level in force; `None` where [`install`] was not called.

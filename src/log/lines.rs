@@ -15,7 +15,7 @@ use crate::sync::{Arc, AtomicU64, Ordering, spawn_thread};
 pub(super) const LINES_MAX: usize = 4_096;
 
 /// The end of the process waits for its last lines at most so long.
-pub(super) const FLUSH_MAX: Duration = Duration::from_secs(1);
+pub const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 enum Item {
     Line(Vec<u8>),
@@ -46,7 +46,7 @@ impl Lines {
         Ok(this)
     }
 
-    /// Lines lost because the queue was full.
+    /// Lines lost because the queue was full, or because they could not be written.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -84,19 +84,22 @@ impl<'w> MakeWriter<'w> for Lines {
 
 /// Never ends: it holds an end of the queue itself, to say what was dropped.
 fn write_all(mut out: impl Write, lines: &flume::Receiver<Item>, own: &Lines, say: impl Fn(&Lines, u64)) {
-    let mut said = 0;
+    let (mut said, mut flows) = (0, true);
     while let Ok(item) = lines.recv() {
         // Whoever flushes is told after what there is to say of the dropped is said.
         let _done = match item {
             Item::Line(line) => {
-                // Nobody is left to be told that the log cannot be written.
-                let _ = out.write_all(&line);
+                flows = out.write_all(&line).is_ok();
+                if !flows {
+                    own.dropped.fetch_add(1, Ordering::Relaxed);
+                }
                 None
             }
             Item::Flush(done) => Some(done),
         };
         let dropped = own.dropped();
-        if dropped > said && lines.is_empty() {
+        // Nobody is left to be told while the log cannot be written.
+        if flows && dropped > said && lines.is_empty() {
             say(own, dropped - said);
             said = dropped;
         }
@@ -150,5 +153,38 @@ mod tests {
         lines.write_all(b"last").unwrap();
         assert!(lines.flush(Duration::from_secs(60)));
         assert_eq!(read.drain().collect::<Vec<_>>(), [b"last".to_vec()], "and once");
+    }
+
+    /// A pipe whose reader is gone, and comes back.
+    struct Broken(Arc<AtomicU64>, flume::Sender<Vec<u8>>);
+
+    impl Write for Broken {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            if self.0.load(Ordering::Acquire) == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.1.send(line.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_nobody_takes_are_counted_and_said_once_they_flow() {
+        let (reader, (taken, read)) = (Arc::new(AtomicU64::new(0)), flume::bounded(16));
+        let say = |lines: &Lines, dropped: u64| drop(lines.clone().write_all(format!("dropped {dropped}").as_bytes()));
+        let mut lines = Lines::start(Broken(reader.clone(), taken), say).unwrap();
+        for _ in 0..3 {
+            lines.write_all(b"lost").unwrap();
+            assert!(lines.flush(Duration::from_secs(60)));
+        }
+        assert_eq!((lines.dropped(), read.len()), (3, 0));
+        reader.store(1, Ordering::Release);
+        lines.write_all(b"kept").unwrap();
+        assert!(lines.flush(Duration::from_secs(60)) && lines.flush(Duration::from_secs(60)));
+        assert_eq!(read.drain().collect::<Vec<_>>(), [b"kept".to_vec(), b"dropped 3".to_vec()]);
     }
 }
