@@ -61,6 +61,8 @@ struct Connection {
     /// Framed and not sent yet, from `sent` on.
     output: RefCell<Vec<u8>>,
     sent: Cell<usize>,
+    /// Its first request is waited for only a moment longer.
+    hurried: Cell<bool>,
 }
 
 /// Serves a connection until either side closes it. What hyper should serve comes back with the bytes that were read.
@@ -72,6 +74,7 @@ pub(super) async fn serve(client: &Rc<Client>, stream: TcpStream) -> Option<(Tcp
         body: RefCell::new(Incoming::new(BodyFraming::Length(0), 0, false)),
         output: RefCell::default(),
         sent: Cell::new(0),
+        hurried: Cell::new(false),
     };
     let for_hyper = connection.requests().await;
     connection.give_back();

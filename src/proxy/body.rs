@@ -12,7 +12,7 @@ use hyper::body::{Body, Incoming};
 use crate::error::ProxyError;
 use crate::proxy::local::Client;
 use crate::proxy::watch::Expiry;
-use crate::shared::Shared;
+use crate::shared::{Phase, Shared};
 use crate::sync::{Arc, Ordering};
 use crate::usage::meters::Tally;
 
@@ -179,6 +179,10 @@ pub async fn next(client: &Client, source: &mut dyn BodySource) -> Result<Option
     std::future::poll_fn(|cx| {
         if client.watch.fired() == Some(Expiry::RequestBody) {
             return Poll::Ready(Err(ProxyError::BodySlow));
+        }
+        // The end of the process wakes every connection: who has not sent it all by now is told.
+        if client.local.shared.phase() >= Phase::Ending {
+            return Poll::Ready(Err(ProxyError::Draining));
         }
         let piece = ready!(source.poll_piece(cx)).transpose();
         Poll::Ready(piece.map_err(|cause| ProxyError::BodyBroken { cause }))

@@ -9,7 +9,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::Connection;
+use crate::clock::Millis;
 use crate::http1::{BodyDecoder, BodyFraming, Item, Refused, blank_lines, head_end, line_room, parse_request};
+use crate::ids::RequestId;
 use crate::proxy::body::{self, BodySource};
 use crate::proxy::watch::Expiry;
 use crate::shared::Phase;
@@ -27,6 +29,9 @@ const AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a body that nobody wanted which are read before the answer, so that the connection can go on.
 /// Source: Go's `net/http/server.go` (`maxPostHandlerReadBytes`).
 const UNREAD_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the first request of a connection is waited for once the process drains.
+const FIRST_REQUEST_MS: Millis = 1_000;
 
 /// What came next on a connection.
 pub(super) enum Next {
@@ -113,9 +118,19 @@ impl Connection {
 
     /// Nothing more is wanted of a client that has no request under way.
     fn is_over(&self) -> bool {
-        let idle = self.input.borrow().is_empty() && self.client.local.shared.phase() >= Phase::Draining;
+        let phase = self.client.local.shared.phase();
         let expired = matches!(self.client.watch.fired(), Some(Expiry::ClientIdle | Expiry::ClientStall));
-        idle || expired
+        let idle = self.input.borrow().is_empty() && phase >= Phase::Draining;
+        expired || (idle && !(phase < Phase::Ending && self.first_is_on_its_way()))
+    }
+
+    /// Who connected just before the drain has a request on its way, and hears in words that this is no time for it.
+    fn first_is_on_its_way(&self) -> bool {
+        let first = self.client.request_id.get() == RequestId::NONE;
+        if first && !self.hurried.replace(true) {
+            self.client.watch.arm(Expiry::ClientIdle, self.client.local.clock.now() + FIRST_REQUEST_MS);
+        }
+        first
     }
 
     /// Reads what is left of a body that nobody wanted. Whether that was all: not beyond Go's bound, nor where the client
