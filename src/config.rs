@@ -23,6 +23,7 @@ mod models;
 mod node_url;
 mod ours;
 mod restart;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -35,6 +36,7 @@ pub use in_force::{InForce, Reader};
 pub use load::{Env, Flags, Loaded, Sources, find, load, process_env, read_anyway};
 pub use mistake::{Mistake, Place};
 pub use restart::{NeedsRestart, changed_keys, hold_back, renamed_keys};
+pub use shutdown::END_MAX;
 
 /// The whole configuration.
 #[derive(Clone, PartialEq, Debug)]

@@ -115,6 +115,8 @@ pub fn run(
         }
         #[cfg(proxy_locked)]
         locked.finish().await;
+        shared.pulse.rest();
+        shared.fleet.pulse.rest();
         shared.live.close();
         shared.access.write_last(&shared.names);
         last_store.ok()
@@ -162,6 +164,7 @@ async fn look_after(shared: Arc<Shared>) {
     loop {
         sample.tick().await;
         let now = shared.clock.now();
+        shared.pulse.promise(now + millis(SAMPLE));
         let snapshot = shared.fleet.snapshot.load_full();
         let spill_after = millis(shared.config.now().routing.cold_spill_after);
         let parked = Parked::before(&snapshot);

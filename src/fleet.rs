@@ -39,6 +39,7 @@ use crate::config::{NodeKind, Secret, TimeoutOverrides};
 use crate::fleet::progress::NodeProgress;
 use crate::ids::{CellId, ModelId, NodeId};
 use crate::mix::Mix;
+use crate::pulse::Pulse;
 use crate::slots::{Cell, Limit, ModelWord, NodeWord, Pair, Place, Queue};
 use crate::sync::{Arc, AtomicU64, Hint, Ordering};
 use crate::usage::counters::{PairCounters, Used};
@@ -50,13 +51,19 @@ pub struct Fleet {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// How late the poller was with what was due, milliseconds: last, and the most since the start.
     pub lag: Arc<[Hint; 2]>,
+    /// When the poller will be back.
+    pub pulse: Arc<Pulse>,
 }
 
 impl Fleet {
     /// A fleet that nobody has polled yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty())), lag: Arc::default() }
+        Self {
+            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::empty())),
+            lag: Arc::default(),
+            pulse: Arc::default(),
+        }
     }
 
     /// The current generation, to keep across an await.

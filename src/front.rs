@@ -31,9 +31,8 @@ mod own;
 mod query_form;
 pub mod routes;
 
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use http::{Response, StatusCode};
 use tokio::net::TcpStream;
@@ -45,6 +44,7 @@ use crate::proxy::answer::{self, OutBody};
 use crate::proxy::body::BodySource;
 use crate::proxy::local::{Client, Local};
 use crate::shared::Phase;
+use crate::sync::caught;
 use crate::usage::meters::Tally;
 
 /// Serves a connection until either side closes it.
@@ -121,19 +121,6 @@ async fn handled(
 /// A HEAD gets no body.
 fn bare(asking: &Asking<'_>, response: Response<OutBody>) -> Response<OutBody> {
     if asking.is_head() { answer::without_body(response) } else { response }
-}
-
-/// What a future comes to; `None` if it panics. What it held was given back while it unwound.
-async fn caught<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    std::future::poll_fn(|cx| {
-        let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
-        match poll {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await
 }
 
 /// Whose shapes an error on this path takes, before its route is known.

@@ -3,11 +3,12 @@
 //! Used by `main` (serve), the demo and the tests. Order of start: port, ledger, workers, control; of the end: ready
 //! turns 503, accepting stops, streams drain, workers end, control ends, the ledger flushes last (I11).
 
+mod end;
+pub mod listen;
+
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::access::Access;
 use crate::clock::{Clock, millis};
@@ -23,23 +24,13 @@ use crate::ids::WorkerId;
 use crate::live::Live;
 use crate::operator::{Operator, Origin};
 use crate::shared::{Phase, Shared, connections_at_most};
-use crate::sync::{self, Arc, AtomicU32, spawn_thread};
+use crate::sync::{Arc, AtomicU32, spawn_thread};
 use crate::usage::ledger::{Ledger, LedgerError, LedgerThreads, Setup};
 use crate::usage::meters::Meters;
 use crate::usage::names::Names;
 use crate::usage::recorder::{Recorder, Ring};
 use crate::worker;
 use crate::worker::accept::Inboxes;
-
-/// Pending connections the kernel holds per worker.
-const BACKLOG: i32 = 4096;
-
-/// How often, and how many times, the end of the control thread is looked for: 5 s.
-const CONTROL_LOOK: Duration = Duration::from_millis(5);
-const CONTROL_LOOKS: u32 = 1000;
-
-/// How long the end waits for the last store of the inventories, after the ledger's.
-const STORE_WAIT: Duration = Duration::from_secs(2);
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -90,13 +81,15 @@ pub struct Start {
     pub resolver: Resolver,
     /// Changes the level of the log.
     pub log_level: Option<LogLevel>,
+    /// Listens already, for us; `None`: where the configuration says.
+    pub listener: Option<TcpListener>,
 }
 
 impl Start {
     /// With a configuration that is not read again.
     #[must_use]
     pub fn fixed(config: Config, clock: Clock) -> Self {
-        Self { config, clock, origin: None, resolver: Resolver::system(), log_level: None }
+        Self { config, clock, origin: None, resolver: Resolver::system(), log_level: None, listener: None }
     }
 }
 
@@ -114,9 +107,9 @@ impl Gate {
     /// # Errors
     /// The port is taken, the ledger cannot be had, or the operating system refuses something.
     pub fn begin(start: Start) -> Result<Self, StartError> {
-        let Start { config, clock, origin, resolver, log_level } = start;
+        let Start { config, clock, origin, resolver, log_level, listener } = start;
         let workers = config.workers.unwrap_or_else(cores).max(1);
-        let listeners = listen(config.listen, workers)?;
+        let listeners = listen::listen(config.listen, listener, workers)?;
         let listen = listeners[0].local_addr().map_err(|cause| StartError::System { what: "local address", cause })?;
         let mut expansion = Expansion::new(resolver);
         let nodes = expand(&config, &mut expansion)?;
@@ -168,6 +161,7 @@ impl Gate {
             gauges: (0..workers).map(|_| Default::default()).collect(),
             body_bytes: Default::default(),
             aside: Default::default(),
+            pulse: Default::default(),
             phase: Default::default(),
         });
         let threads = start_workers(&shared, listeners, rings, &meters, &reports)?;
@@ -202,32 +196,6 @@ impl Gate {
         self.workers.iter().all(JoinHandle::is_finished)
     }
 
-    /// Ends what still streams, with its dialect's error, and then every thread; the ledger flushes last.
-    ///
-    /// # Errors
-    /// The last flush did not reach the disk.
-    pub fn end(self) -> Result<(), StartError> {
-        if !self.is_drained() {
-            self.shared.enter(Phase::Ending);
-        }
-        for worker in self.workers {
-            match worker.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "a worker failed"),
-                Err(_) => tracing::error!("a worker panicked"),
-            }
-        }
-        let _ = self.stop_control.send(control::Stop);
-        let last_store = joined(self.control);
-        let flushed = runtime()?.block_on(self.shared.ledger.shutdown());
-        self.ledger.join();
-        // A hint for the next start: it was written meanwhile, or the disk stalls and it is not worth more waiting.
-        if last_store.is_some_and(|told| told.recv_timeout(STORE_WAIT) == Err(flume::RecvTimeoutError::Timeout)) {
-            tracing::warn!("the disk is slow to store the inventories: they are as they were");
-        }
-        flushed.map_err(StartError::from)
-    }
-
     /// What has ended though nobody told it to, so that this process had better end too; `None` while all is well.
     #[must_use]
     pub fn broken(&self) -> Option<&'static str> {
@@ -254,21 +222,6 @@ impl Gate {
         }
         self.end()
     }
-}
-
-/// Waits for the control thread, in bounds: whatever holds it must not keep the ledger from its last flush.
-fn joined(control: JoinHandle<Option<LastStore>>) -> Option<LastStore> {
-    for _ in 0..CONTROL_LOOKS {
-        if control.is_finished() {
-            return control.join().unwrap_or_else(|_| {
-                tracing::error!("the control thread panicked");
-                None
-            });
-        }
-        sync::sleep(CONTROL_LOOK);
-    }
-    tracing::error!("the control thread does not end: left behind");
-    None
 }
 
 /// A thread for each listener.
@@ -322,34 +275,6 @@ fn expand(config: &Config, expansion: &mut Expansion) -> Result<Vec<NodeConfig>,
 fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
     built.map_err(|cause| StartError::System { what: "start a runtime", cause })
-}
-
-/// One listener per worker on the same port. The port is probed first, without SO_REUSEPORT: two proxies that share a
-/// port without knowing it would each get half of the clients.
-fn listen(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, StartError> {
-    let taken = |cause| StartError::PortTaken { address, cause };
-    let probe = socket(address, false).map_err(taken)?;
-    let address = probe.local_addr().map_err(taken)?;
-    drop(probe);
-    let bound = |_| {
-        let socket = socket(address, true).map_err(taken)?;
-        Ok(socket)
-    };
-    (0..workers).map(bound).collect()
-}
-
-fn socket(address: SocketAddr, share_port: bool) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    if share_port {
-        socket.set_reuse_port(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 fn names(config: &Config, nodes: &[NodeConfig]) -> Names {

@@ -70,10 +70,13 @@ pub mod operator;
 pub mod package;
 #[cfg(not(proxy_loom))]
 pub mod proxy;
+pub mod pulse;
 #[cfg(not(proxy_loom))]
 pub mod remote;
 #[cfg(not(proxy_loom))]
 pub mod routing;
+#[cfg(not(proxy_loom))]
+pub mod serve;
 #[cfg(not(proxy_loom))]
 pub mod shared;
 #[cfg(not(proxy_loom))]

@@ -6,7 +6,6 @@
 use std::io::stdout;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -14,17 +13,17 @@ use herdgate::clock::Clock;
 use herdgate::config::{self, Config, Flags, UsageInjection};
 use herdgate::control::operator::LogLevel;
 use herdgate::demo::{self, DemoArgs};
-use herdgate::gate::{self, Gate, Start, StartError};
+use herdgate::gate::{self, Start, StartError};
 use herdgate::import::{self, ImportArgs, ImportError};
 use herdgate::log;
 use herdgate::manager::Manager;
-use herdgate::operator::{Answer, Command as Order, Origin};
+use herdgate::operator::Origin;
 use herdgate::package::{self, CompletionsArgs, ManArgs, PackageArgs, PackageError};
 use herdgate::remote::{self, DrainArgs, ReloadArgs, RemoteError, StatusArgs};
+use herdgate::serve::{self, Signals};
 use herdgate::sim::{self, SimArgs};
 use herdgate::sync::spawn_thread;
 use herdgate::usage::ledger::LedgerError;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,9 +34,6 @@ const EXIT_CONFIG: u8 = 64;
 const EXIT_PORT_TAKEN: u8 = 69;
 /// Another live process holds the ledger.
 const EXIT_HELD: u8 = 75;
-
-/// How often it is looked whether a thread has ended that must not.
-const BROKEN_LOOK: Duration = Duration::from_secs(1);
 
 /// The gate in front of a herd of Ollama nodes.
 ///
@@ -132,7 +128,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Serve(args) => serve(args),
+        Command::Serve(args) => serve_until_drained(args),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS).context("the demo failed"),
         Command::Sim(args) => {
             sim::run_cli(&args).map(|()| ExitCode::SUCCESS).context("the simulated nodes could not run")
@@ -143,15 +139,20 @@ fn main() -> ExitCode {
         Command::Undrain(args) => Ok(told(remote::undrain(&args))),
         Command::Reload(args) => Ok(told(remote::reload(&args))),
         Command::Import(args) => import(&args),
-        Command::Package(args) => printed(package::print(&args, &mut stdout())),
+        Command::Package(args) => package(&args),
         Command::Completions(args) => printed(package::completions(&args, Cli::command(), &mut stdout())),
         Command::Man(args) => printed(package::man(&args, Cli::command(), &mut stdout())),
     };
-    log::flush();
-    done.unwrap_or_else(|error| {
-        eprintln!("herdgate: {error:#}");
-        ExitCode::FAILURE
-    })
+    match done {
+        Ok(code) => {
+            log::flush();
+            code
+        }
+        Err(error) => {
+            log::say(&format!("herdgate: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What a running proxy said, or why it could not be asked.
@@ -229,6 +230,17 @@ fn printed(done: Result<(), PackageError>) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn package(args: &PackageArgs) -> anyhow::Result<ExitCode> {
+    let shutdown = match &args.config {
+        None => Config::default().shutdown,
+        Some(file) => match configuration(&mut origin(Some(file.clone()), Flags::default())) {
+            Some(config) => config.shutdown,
+            None => return Ok(ExitCode::from(EXIT_CONFIG)),
+        },
+    };
+    printed(package::print(args.what, &shutdown, &mut stdout()))
+}
+
 fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let (listen, data) = (args.listen.clone(), args.data.clone());
     let flags = Flags { listen, data, lenient: args.lenient, ..Flags::default() };
@@ -255,7 +267,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+fn serve_until_drained(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let flags =
         Flags { listen: args.listen, nodes: args.nodes, data: args.data, workers: args.workers, lenient: args.lenient };
     let mut origin = origin(args.config, flags);
@@ -266,7 +278,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let files = gate::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     // From here on a signal of that kind does not end the process.
-    let signals = runtime.block_on(async { Signals::listen() }).context("no signals")?;
+    let mut signals = runtime.block_on(async { Signals::listen() }).context("no signals")?;
     for line in config::describe(&config).lines() {
         tracing::info!("{line}");
     }
@@ -276,21 +288,34 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
              did not ask, and the event that answers it is taken out again"
         );
     }
-    let exposed = !config.listen.ip().is_loopback() && config.router_keys.is_empty();
-    let start = Start { origin: Some(origin), log_level: Some(log_level), ..Start::fixed(config, Clock::system()) };
+    let (configured, keyless) = (config.listen, config.router_keys.is_empty());
+    let listener = match gate::listen::handed_over(&origin.env) {
+        Ok(listener) => listener,
+        Err(error) => return start_failed(error),
+    };
+    let handed_over = listener.is_some();
+    let start =
+        Start { origin: Some(origin), log_level: Some(log_level), listener, ..Start::fixed(config, Clock::system()) };
     let manager = Manager::of_environment();
-    let gate = match Gate::begin(start) {
-        Ok(gate) => gate,
+    let gate = match runtime.block_on(serve::begin(start, &mut signals)) {
+        Ok(Some(gate)) => gate,
+        Ok(None) => {
+            tracing::info!("signalled before it had started: ending");
+            return Ok(ExitCode::SUCCESS);
+        }
         Err(error) => return start_failed(error),
     };
     tracing::info!(address = %gate.address(), workers = gate.shared.gauges.len(), files,
         connections = gate.shared.connection_bound(), "serving");
-    if exposed {
+    if handed_over {
+        tracing::info!(%configured, "the service manager's socket is used, not what `listen` says");
+    }
+    if keyless && !gate.address().ip().is_loopback() {
         tracing::warn!(
             "LISTENING BEYOND LOOPBACK WITHOUT A ROUTER KEY: everybody who reaches this port can use every model"
         );
     }
-    let (mut signals, broken) = runtime.block_on(wait_and_drain(&gate, signals, &manager));
+    let broken = runtime.block_on(serve::until_drained(&gate, &mut signals, &manager));
     // The end is bounded; whoever cannot wait for it need not.
     let at_once = move || {
         runtime.block_on(signals.another());
@@ -317,118 +342,6 @@ fn start_failed(error: StartError) -> anyhow::Result<ExitCode> {
         StartError::Ledger(LedgerError::Held { .. }) => EXIT_HELD,
         _ => return Err(error.into()),
     };
-    // What led there is read first.
-    log::flush();
-    eprintln!("herdgate: {error}");
+    log::say(&format!("herdgate: {error}"));
     Ok(ExitCode::from(code))
-}
-
-/// The signals that mean something here.
-struct Signals {
-    term: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        let of = |kind| signal(kind);
-        Ok(Self {
-            term: of(SignalKind::terminate())?,
-            interrupt: of(SignalKind::interrupt())?,
-            hangup: of(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for a signal to end.
-    async fn another(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// Waits for a signal to end; one that hangs up reloads meanwhile.
-    async fn stopped(&mut self, gate: &Gate, manager: &Manager) {
-        let mut reloading: Option<tokio::sync::oneshot::Receiver<Answer>> = None;
-        loop {
-            let came = async {
-                match &mut reloading {
-                    Some(answer) => answer.await.is_ok_and(|answer| answer.status == 200),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    tracing::info!("signalled: reading the configuration again");
-                    manager.reloading();
-                    // What comes of it is logged. Orders are carried out in turn: the last one's answer is the last.
-                    reloading = gate.shared.operator.order(Order::Reload);
-                    if reloading.is_none() {
-                        tracing::warn!("too many orders at once: not reloaded");
-                        manager.ready("not reloaded: too many orders at once");
-                    }
-                }
-                applied = came => {
-                    reloading = None;
-                    let refused = "not reloaded: the configuration has mistakes, and the old one stays in force";
-                    manager.ready(if applied { "serving" } else { refused });
-                }
-            }
-        }
-    }
-}
-
-/// Tells once the first poll is done, as `/herdgate/ready` does; never ends.
-async fn tell_when_ready(gate: &Gate, manager: &Manager) {
-    while !gate.shared.fleet.load().ready {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    manager.ready("serving");
-    std::future::pending().await
-}
-
-/// Waits for the first signal, or for a thread that ends by itself, then until everything has drained, the deadline passes
-/// or a second signal comes. Says what ended by itself.
-async fn wait_and_drain(gate: &Gate, mut signals: Signals, manager: &Manager) -> (Signals, Option<&'static str>) {
-    let broken = tokio::select! {
-        () = signals.stopped(gate, manager) => None,
-        () = tell_when_ready(gate, manager) => None,
-        broken = broken(gate) => Some(broken),
-    };
-    manager.stopping();
-    let shutdown = gate.shared.config.now().shutdown.clone();
-    match broken {
-        None => tracing::info!(delay = ?shutdown.delay, drain = ?shutdown.drain, "signalled: not ready any more"),
-        Some(broken) => tracing::error!("{broken} ended by itself: draining, and ending with exit code 1"),
-    }
-    gate.leave();
-    let drained = async {
-        tokio::time::sleep(shutdown.delay).await;
-        gate.drain();
-        while !gate.is_drained() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::select! {
-        done = tokio::time::timeout(shutdown.delay + shutdown.drain, drained) => {
-            if done.is_err() {
-                tracing::warn!(streams = gate.shared.connections(), "the drain deadline passed: ending what still runs");
-            }
-        }
-        () = signals.stopped(gate, manager) => tracing::warn!("second signal: ending now"),
-    }
-    (signals, broken)
-}
-
-/// Waits until something has ended that must not.
-async fn broken(gate: &Gate) -> &'static str {
-    loop {
-        if let Some(broken) = gate.broken() {
-            return broken;
-        }
-        tokio::time::sleep(BROKEN_LOOK).await;
-    }
 }

@@ -4,12 +4,14 @@
 //! as `--help`. The files stand in `src/package/`, as they are printed. Must never touch the system: whoever wants a file
 //! somewhere redirects it there.
 
+use std::borrow::Cow;
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::{Args, Command, ValueEnum};
 use clap_complete::Shell;
 
-use crate::config::DEFAULT_FILE;
+use crate::config::{Config, DEFAULT_FILE, ShutdownConfig};
 
 /// Which file to print.
 #[derive(Args, Debug)]
@@ -17,6 +19,9 @@ pub struct PackageArgs {
     /// What for
     #[arg(value_name = "WHAT")]
     pub what: What,
+    /// With `systemd`: a configuration, whose shutdown.delay and shutdown.drain say how long a stop may take
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// A file that the binary carries.
@@ -24,6 +29,8 @@ pub struct PackageArgs {
 pub enum What {
     /// A unit for systemd, hardened, with reload
     Systemd,
+    /// A socket for systemd beside the unit, optional: a restart then refuses nobody
+    Socket,
     /// A Dockerfile: the static binary alone, as user 65532
     Dockerfile,
     /// Manifests for Kubernetes: probes, grace, volume, key
@@ -38,6 +45,7 @@ impl What {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Systemd => include_str!("package/herdgate.service"),
+            Self::Socket => include_str!("package/herdgate.socket"),
             Self::Dockerfile => include_str!("package/Dockerfile"),
             Self::Kubernetes => include_str!("package/kubernetes.yaml"),
             Self::Config => DEFAULT_FILE,
@@ -72,12 +80,19 @@ pub enum PackageError {
     Output(#[from] std::io::Error),
 }
 
-/// Prints a file.
+/// Prints a file. A unit gives a stop the time that this configuration may take.
 ///
 /// # Errors
 /// The output's.
-pub fn print(args: &PackageArgs, out: &mut dyn Write) -> Result<(), PackageError> {
-    Ok(out.write_all(args.what.text().as_bytes())?)
+pub fn print(what: What, shutdown: &ShutdownConfig, out: &mut dyn Write) -> Result<(), PackageError> {
+    let text = match what {
+        What::Systemd => {
+            let line = |shutdown: &ShutdownConfig| format!("\nTimeoutStopSec={}s\n", shutdown.patience_s());
+            Cow::Owned(what.text().replacen(&line(&Config::default().shutdown), &line(shutdown), 1))
+        }
+        _ => Cow::Borrowed(what.text()),
+    };
+    Ok(out.write_all(text.as_bytes())?)
 }
 
 /// Prints completions.

@@ -2,10 +2,12 @@
 //!
 //! Built once by `main.rs` (and by tests); passed as `Arc<Shared>` to workers, control and admin.
 
+use std::fmt;
+
 use crossbeam::utils::CachePadded;
 
 use crate::access::Access;
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::config::{Config, InForce};
 use crate::evidence::Decisions;
 use crate::fleet::Fleet;
@@ -13,6 +15,7 @@ use crate::fleet::fanout::Orders;
 use crate::fleet::fetch::IDLE_MAX;
 use crate::live::Live;
 use crate::operator::Operator;
+use crate::pulse::{Pulse, STUCK_MS};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 use crate::usage::ledger::Ledger;
 use crate::usage::meters::Meters;
@@ -51,6 +54,8 @@ pub struct WorkerGauges {
     pub accepted: AtomicU64,
     /// Connections handed to a less busy worker.
     pub handed_over: AtomicU64,
+    /// When its next tick is due.
+    pub pulse: Pulse,
 }
 
 /// The process' shared handles.
@@ -94,7 +99,33 @@ pub struct Shared {
     pub gauges: Box<[CachePadded<WorkerGauges>]>,
     /// Answers being made on threads of their own: for `/health`, for `/metrics`, for the rest.
     pub aside: [AtomicU32; 3],
+    /// When the control thread will be back.
+    pub pulse: Pulse,
     pub(crate) phase: AtomicU32,
+}
+
+/// A thread that must move on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Thread {
+    /// Serves who waits, publishes, keeps time.
+    Control,
+    /// The control thread's task that asks the nodes.
+    Polls,
+    /// Folds what requests came to.
+    Ledger,
+    /// One worker.
+    Worker(usize),
+}
+
+impl fmt::Display for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Control => f.write_str("control"),
+            Self::Polls => f.write_str("polls"),
+            Self::Ledger => f.write_str("ledger"),
+            Self::Worker(number) => write!(f, "worker-{number}"),
+        }
+    }
 }
 
 impl Shared {
@@ -124,6 +155,24 @@ impl Shared {
     #[must_use]
     pub fn connection_bound(&self) -> u32 {
         self.connection_bound.load(Ordering::Relaxed)
+    }
+
+    /// How late each thread is that must move on, milliseconds.
+    pub fn late(&self) -> impl Iterator<Item = (Thread, Millis)> {
+        let now = self.clock.now();
+        let workers = self.gauges.iter().enumerate();
+        let workers = workers.map(move |(number, gauges)| (Thread::Worker(number), gauges.pulse.late(now)));
+        let others = [
+            (Thread::Control, self.pulse.late(now)),
+            (Thread::Polls, self.fleet.pulse.late(now)),
+            (Thread::Ledger, self.ledger.late(now)),
+        ];
+        others.into_iter().chain(workers)
+    }
+
+    /// The threads that are so late that only a restart can help.
+    pub fn stuck(&self) -> impl Iterator<Item = (Thread, Millis)> {
+        self.late().filter(|(_, late)| *late >= STUCK_MS)
     }
 
     /// Client connections open now, all workers together.

@@ -8,6 +8,9 @@
 //! [`Arc`] stays std's under loom: loom's own can hold neither `str` nor stand behind `arc-swap`, and what it would add
 //! (leaks, order of the last drop) the models check by counting.
 
+use std::pin::Pin;
+use std::task::Poll;
+
 pub use std::sync::{Arc, Weak};
 
 #[cfg(not(proxy_loom))]
@@ -93,6 +96,19 @@ where
     F::Output: 'static,
 {
     tokio::task::spawn_local(future)
+}
+
+/// What a future comes to; `None` if it panics. What it held was given back while it unwound.
+pub async fn caught<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    std::future::poll_fn(|cx| {
+        let poll = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        match poll {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
 }
 
 /// Starts a named thread.

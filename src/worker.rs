@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 
+use crate::clock::millis;
 use crate::fleet::report::Reports;
 use crate::ids::WorkerId;
 use crate::proxy::local::Local;
@@ -72,17 +73,15 @@ async fn drained(local: &Rc<Local>) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // Clients are gone, but nodes must not be left sooner than they can bear (I12).
-    for _ in 0..5 {
-        if local.upstreams.lingering() == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    within(Duration::from_millis(100), || local.upstreams.lingering() == 0).await;
     // Streams were told to end: one more second for their last bytes, then the runtime drops what is left.
-    for _ in 0..50 {
-        if local.gauges().connections.load(Ordering::Acquire) == 0 {
-            break;
-        }
+    within(Duration::from_secs(1), || local.gauges().connections.load(Ordering::Acquire) == 0).await;
+}
+
+/// Waits until something holds, at most so long; by the clock, since on a busy machine every sleep takes longer.
+async fn within(most: Duration, holds: impl Fn() -> bool) {
+    let end = tokio::time::Instant::now() + most;
+    while !holds() && tokio::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -97,6 +96,7 @@ async fn tick(local: Rc<Local>) {
         let late = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
         local.gauges().loop_lag_us.store(late, Ordering::Relaxed);
         let now = local.clock.now();
+        local.gauges().pulse.promise(now + millis(TICK));
         let _ = local.rules();
         // A worker without requests would keep an old generation alive, a few megabytes each in a large fleet.
         local.with_snapshot(|_| ());

@@ -4,6 +4,8 @@
 
 #[path = "process/commands.rs"]
 mod commands;
+#[path = "process/life.rs"]
+mod life;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -88,6 +90,17 @@ impl Serving {
         for _ in 0..6000 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return (status, self.log.take().unwrap().join().unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it does not end");
+    }
+
+    /// Waits for the end of one whose log goes elsewhere.
+    async fn ended_silently(mut self) -> Option<i32> {
+        for _ in 0..6000 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -567,7 +580,7 @@ async fn a_service_manager_is_told_when_it_is_ready_reloads_and_drains() {
         assert!(over.starts_with("READY=1\n") && over.contains(comes_to), "{over}");
     }
     serving.signal(Signal::TERM);
-    assert_eq!(told().await, "STOPPING=1\nSTATUS=draining");
+    assert_eq!(told().await, "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000\nSTATUS=draining");
     assert_eq!(serving.ended().await.0.code(), Some(0));
 }
 

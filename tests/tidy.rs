@@ -18,7 +18,7 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// Rooms that any room may import: they know nothing of the others.
-const BASE: [&str; 5] = ["ids", "sync", "clock", "config", "mix"];
+const BASE: [&str; 6] = ["ids", "sync", "clock", "config", "mix", "pulse"];
 
 /// Room, and the rooms it may import beside [`BASE`] and itself.
 const DIRECTION: &[(&str, &[&str])] = &[
@@ -27,6 +27,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("clock", &[]),
     ("config", &[]),
+    ("pulse", &[]),
     ("http1", &[]),
     ("dialect", &[]),
     ("usage", &[]),
@@ -58,7 +59,11 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("gate", &["worker", "control", "operator", "shared", "access", "fleet", "usage", "live", "routing", "slots"]),
+    (
+        "gate",
+        &["log", "worker", "control", "operator", "shared", "access", "fleet", "usage", "live", "routing", "slots"],
+    ),
+    ("serve", &["gate", "manager", "operator", "shared", "fleet"]),
     ("remote", &["http1"]),
     ("import", &["usage", "dialect"]),
     ("package", &[]),

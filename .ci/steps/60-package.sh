@@ -7,7 +7,7 @@ python_with --only-binary :all: kubernetes-validate
 printed="$HERDGATE_CI_DIR/package"
 rm -rf "$printed"
 mkdir -p "$printed"
-for what in systemd dockerfile kubernetes config; do "$HERDGATE_BIN" package "$what" >"$printed/$what"; done
+for what in systemd socket dockerfile kubernetes config; do "$HERDGATE_BIN" package "$what" >"$printed/$what"; done
 
 "$(dirname "$PYTHON")/kubernetes-validate" --strict --quiet "$printed/kubernetes"
 # A configuration that is printed is one that loads.
@@ -16,7 +16,8 @@ for what in systemd dockerfile kubernetes config; do "$HERDGATE_BIN" package "$w
 if command -v systemd-analyze >/dev/null 2>&1; then
     # The unit as it is, but for where the binary lies.
     sed "s|/usr/local/bin/herdgate|$HERDGATE_BIN|" "$printed/systemd" >"$printed/herdgate.service"
-    systemd-analyze verify --man=no "$printed/herdgate.service"
+    cp "$printed/socket" "$printed/herdgate.socket"
+    systemd-analyze verify --man=no "$printed/herdgate.service" "$printed/herdgate.socket"
     # 0 is locked up, 10 is wide open.
     systemd-analyze security --offline=true --threshold=20 "$printed/herdgate.service" | tail -n 1
 else

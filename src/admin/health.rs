@@ -7,14 +7,25 @@ use super::aside::{For, aside_for};
 use super::monitor::parameter;
 use super::reading::{self, NodeReading};
 use super::{Answer, JSON};
-use crate::shared::{Phase, Shared};
+use crate::clock::Millis;
+use crate::shared::{Phase, Shared, Thread};
 use crate::sync::Arc;
 use crate::usage::answers::{Health, StoreState};
 
-/// `GET /herdgate/live`: the process runs.
+/// `GET /herdgate/live`: the process runs, and no thread of it is stuck. Nothing that a restart would not mend makes it
+/// fail: no node, no disk, no configuration.
 #[must_use]
-pub fn live() -> Answer {
-    Answer::text(StatusCode::OK, "live\n")
+pub fn live(shared: &Shared) -> Answer {
+    match stuck(shared.stuck()) {
+        None => Answer::text(StatusCode::OK, "live\n"),
+        Some(detail) => Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{detail}\n")),
+    }
+}
+
+/// Threads that are stuck, in words.
+fn stuck(threads: impl Iterator<Item = (Thread, Millis)>) -> Option<String> {
+    let named: Vec<String> = threads.map(|(thread, late)| format!("{thread} ({} s)", late / 1000)).collect();
+    (!named.is_empty()).then(|| format!("stuck, only a restart helps: {}", named.join(", ")))
 }
 
 /// `GET /herdgate/ready`: the first poll is done, and the process is not leaving.
@@ -40,7 +51,8 @@ pub async fn health(shared: &Arc<Shared>, query: Option<&str>) -> Answer {
     let strict = query.and_then(|query| parameter(query, "strict")).is_some_and(|value| !is_no(&value));
     let make = move |shared: &Shared| {
         let configuration = super::status::configuration(shared);
-        report(&reading::nodes(shared), &shared.ledger.health(), &configuration, shared.clock.now(), strict)
+        let stuck: Vec<_> = shared.stuck().collect();
+        report(&reading::nodes(shared), &shared.ledger.health(), &configuration, &stuck, shared.clock.now(), strict)
     };
     aside_for(For::Health, shared, make).await
 }
@@ -50,11 +62,20 @@ fn is_no(value: &str) -> bool {
     matches!(value, "0" | "false" | "no" | "off")
 }
 
-fn report(nodes: &[NodeReading], ledger: &Health, configuration: &Value, now: u64, strict: bool) -> Answer {
+fn report(
+    nodes: &[NodeReading],
+    ledger: &Health,
+    configuration: &Value,
+    late: &[(Thread, Millis)],
+    now: u64,
+    strict: bool,
+) -> Answer {
     let able = nodes.iter().filter(|node| node.trouble().is_none()).count();
     // What its operator took out is not missed.
     let wanted = nodes.iter().filter(|node| !node.draining || node.trouble().is_none()).count();
-    let well = if strict { able == wanted && able > 0 } else { able > 0 };
+    let served = if strict { able == wanted && able > 0 } else { able > 0 };
+    // What is known of the nodes is no longer true while nobody asks them; the ledger only counts.
+    let well = served && late.iter().all(|(thread, _)| *thread == Thread::Ledger);
     let endpoints: Map<String, Value> = nodes.iter().map(|node| (node.name.to_string(), node_state(node))).collect();
     let mut body = json!({
         "status": if well { "ok" } else { "error" },
@@ -63,6 +84,9 @@ fn report(nodes: &[NodeReading], ledger: &Health, configuration: &Value, now: u6
     });
     if configuration["status"] != "ok" || configuration.get("needs_restart").is_some() {
         body["configuration"] = configuration.clone();
+    }
+    if let Some(detail) = stuck(late.iter().copied()) {
+        body["threads"] = json!({ "status": "error", "detail": detail });
     }
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Answer { status, content_type: JSON, body: body.to_string().into() }
@@ -120,7 +144,7 @@ mod tests {
         let mut drained = node("b", true);
         (drained.open, drained.draining) = (false, true);
         let refused = json!({ "status": "error", "detail": "1 mistake" });
-        let answer = report(&[node("a", true), drained], &open_store(), &refused, 0, true);
+        let answer = report(&[node("a", true), drained], &open_store(), &refused, &[], 0, true);
         assert_eq!(answer.status, StatusCode::OK, "what was taken out on purpose is not missed");
         let told = parsed(&answer);
         assert_eq!(told["configuration"]["detail"], "1 mistake");
@@ -134,7 +158,7 @@ mod tests {
     #[test]
     fn healthy_while_one_node_can_serve() {
         let nodes = [node("a", true), node("b", false)];
-        let answer = report(&nodes, &open_store(), &fine(), 0, false);
+        let answer = report(&nodes, &open_store(), &fine(), &[], 0, false);
         assert_eq!(answer.status, StatusCode::OK);
         let text = r#"{"status":"ok","endpoints":{"a":{"status":"ok","version":"0.12.0"},"b":{"status":"error","detail":"connection refused"}},"ledger":{"status":"ok"}}"#;
         assert_eq!(answer.body, text);
@@ -144,19 +168,29 @@ mod tests {
     fn a_sick_node_is_named_and_serves() {
         let mut slow = node("a", true);
         slow.sick = vec![("slow", "m: slow: 1.0 tokens/s where the fleet's median is 9.0".to_owned())];
-        let answer = report(&[slow], &open_store(), &fine(), 0, true);
+        let answer = report(&[slow], &open_store(), &fine(), &[], 0, true);
         assert_eq!(answer.status, StatusCode::OK);
         let sick = &parsed(&answer)["endpoints"]["a"]["sick"];
         assert_eq!(*sick, json!(["m: slow: 1.0 tokens/s where the fleet's median is 9.0"]));
     }
 
     #[test]
+    fn a_stuck_thread_is_told_and_one_that_serves_makes_the_whole_unwell() {
+        for (thread, status) in [(Thread::Polls, 503), (Thread::Worker(1), 503), (Thread::Ledger, 200)] {
+            let answer = report(&[node("a", true)], &open_store(), &fine(), &[(thread, 45_300)], 0, false);
+            assert_eq!(answer.status.as_u16(), status, "{thread}");
+            let told = &parsed(&answer)["threads"]["detail"];
+            assert_eq!(*told, json!(format!("stuck, only a restart helps: {thread} (45 s)")));
+        }
+    }
+
+    #[test]
     fn strict_wants_every_node() {
         let nodes = [node("a", true), node("b", false)];
-        let answer = report(&nodes, &open_store(), &fine(), 0, true);
+        let answer = report(&nodes, &open_store(), &fine(), &[], 0, true);
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(parsed(&answer)["status"], "error");
-        assert_eq!(report(&nodes[..1], &open_store(), &fine(), 0, true).status, StatusCode::OK);
+        assert_eq!(report(&nodes[..1], &open_store(), &fine(), &[], 0, true).status, StatusCode::OK);
     }
 
     #[test]
@@ -164,10 +198,10 @@ mod tests {
         let mut suspect = node("a", true);
         suspect.open = false;
         suspect.cause = "no byte for 120 s".into();
-        let answer = report(&[suspect, node("b", false)], &open_store(), &fine(), 0, false);
+        let answer = report(&[suspect, node("b", false)], &open_store(), &fine(), &[], 0, false);
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(parsed(&answer)["endpoints"]["a"]["detail"], "no byte for 120 s");
-        assert_eq!(report(&[], &open_store(), &fine(), 0, false).status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(report(&[], &open_store(), &fine(), &[], 0, false).status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]
@@ -178,7 +212,7 @@ mod tests {
             last_error: Some("no space left on device".into()),
             ..Health::default()
         };
-        let answer = report(&[node("a", true)], &ledger, &fine(), 1600, false);
+        let answer = report(&[node("a", true)], &ledger, &fine(), &[], 1600, false);
         assert_eq!(answer.status, StatusCode::OK);
         let ledger = &parsed(&answer)["ledger"];
         assert_eq!(ledger["unwritten_ms"], 1500);

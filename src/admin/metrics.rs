@@ -12,7 +12,7 @@ use super::reading::{self, NodeReading, PairReading, WorkerReading};
 use crate::clock::Millis;
 use crate::fleet::fanout::tally::TallySums;
 use crate::operator::LastReload;
-use crate::shared::Shared;
+use crate::shared::{Shared, Thread};
 use crate::sync::Arc;
 use crate::usage::answers::Health;
 use crate::usage::meters::{BUCKETS, HistogramSums, MeterSums, Tally, Timeout};
@@ -85,6 +85,7 @@ metrics! {
     IdleNodeConnections = "herdgate_node_connections_idle", Gauge, "Idle connections to nodes, by worker.";
     LoopLag = "herdgate_loop_lag_seconds", Gauge, "How late the worker's last tick was.";
     LoopLagMax = "herdgate_loop_lag_max_seconds", Gauge, "How late the worker's latest tick since the start was.";
+    ThreadLate = "herdgate_thread_late_seconds", Gauge, "How late a thread is that must move on; 30 s and more is stuck.";
     RingHighWater = "herdgate_ring_high_water", Gauge, "Most events that waited in the worker's ring at a tick.";
     RingCapacity = "herdgate_ring_capacity", Gauge, "Events that a worker's ring holds.";
     LedgerDegraded = "herdgate_ledger_degraded", Gauge, "1 while rows are in memory only.";
@@ -125,7 +126,7 @@ const fn tally_help(tally: Tally) -> &'static str {
         Tally::BodyMemoryWaits => "Times a body waited for body memory.",
         Tally::Panics => "Handlers that panicked.",
         Tally::DetailDropped => "Events dropped because a ring was full: the ledger has them under the key _lost.",
-        Tally::LogDropped => "Access lines dropped because the log's ring was full.",
+        Tally::LogDropped => "Lines of the log dropped because they were not read in time, or could not be written.",
     }
 }
 
@@ -140,6 +141,7 @@ pub(crate) struct Reading {
     pub(crate) pairs: Vec<PairReading>,
     pub(crate) queues: Vec<(Arc<str>, u64)>,
     pub(crate) workers: Vec<WorkerReading>,
+    pub(crate) late: Vec<(Thread, Millis)>,
     pub(crate) ledger: Arc<Health>,
     pub(crate) panicking: bool,
     pub(crate) conflicts: u64,
@@ -236,6 +238,11 @@ fn samples(metric: Metric, read: &Reading, text: &mut Exposition) {
         M::PollLagMax => text.seconds_of_ms(&[], read.poll_lag_ms[1]),
         M::NodePollAge => ages(read, text, |node| node.ps.at()),
         M::NodeStateAge => ages(read, text, |node| Some(node.since)),
+        M::ThreadLate => {
+            for (thread, late) in &read.late {
+                text.seconds_of_ms(&[("thread", &thread.to_string())], *late);
+            }
+        }
         M::Names => text.whole(&[], read.names),
         M::ConnectionBound => text.whole(&[], read.connection_bound),
         M::BodyMemory => text.whole(&[], read.body_bytes),
@@ -407,6 +414,7 @@ mod tests {
             pairs: vec![pair("http://a:1", "m:latest", 2, 40)],
             queues: vec![("m:latest".into(), 1)],
             workers: vec![WorkerReading { lag_us: 1500, ring_high_water: 9, ..WorkerReading::default() }; 2],
+            late: vec![(Thread::Control, 0), (Thread::Worker(1), 31_500)],
             ledger: Arc::new(Health { oldest_unwritten: Some(500), ..Health::default() }),
             panicking: false,
             conflicts: 0,
@@ -449,6 +457,7 @@ mod tests {
         about(value(&families, "herdgate_node_up", &[("node", "odd \"name\"\\")]), 0.0);
         about(value(&families, "herdgate_ledger_unwritten_age_seconds", &[]), 2.0);
         about(value(&families, "herdgate_snapshot_age_seconds", &[]), 1.5);
+        about(value(&families, "herdgate_thread_late_seconds", &[("thread", "worker-1")]), 31.5);
         about(value(&families, "herdgate_loop_lag_seconds", &[("worker", "1")]), 0.0015);
         about(value(&families, "process_start_time_seconds", &[]), 1_700_000_000.25);
     }

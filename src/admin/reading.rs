@@ -187,6 +187,7 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         pairs: pairs(shared),
         queues: queues(shared),
         workers: workers(shared, &ledger.ring_high_water),
+        late: shared.late().collect(),
         ledger,
         reloads: shared.operator.reloads(),
         last_reload: shared.operator.last_reload(),

@@ -80,9 +80,23 @@ pub enum FetchError {
     /// It does not answer in HTTP, or closed early.
     #[error("bad answer: {0}")]
     Decode(DecodeError),
+    /// Asking panicked, which is a defect of ours.
+    #[error("asking it panicked: see the log")]
+    Panicked,
     /// The answer is larger than [`BODY_BYTES_MAX`].
     #[error("answer larger than {BODY_BYTES_MAX} bytes")]
     TooLarge,
+}
+
+impl FetchError {
+    /// It was never asked: this process, or this machine, has no file or no memory left. Says nothing of the node.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::Connect(error) = self else { return false };
+        Errno::from_io_error(error)
+            .is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+    }
 }
 
 /// Asks one node. Clones share its kept connections.
@@ -388,6 +402,14 @@ mod tests {
         assert!(matches!(client.fetch(&hasty).await, Err(FetchError::TimedOut(1))));
         drop(listener);
         assert!(matches!(client.fetch(&get("/a")).await, Err(FetchError::Refused)));
+    }
+
+    #[test]
+    fn what_we_lack_is_told_from_what_the_node_lacks() {
+        let of = |errno: rustix::io::Errno| FetchError::Connect(errno.into()).is_ours();
+        assert!(of(rustix::io::Errno::MFILE) && of(rustix::io::Errno::NFILE));
+        assert!(!of(rustix::io::Errno::HOSTUNREACH) && !of(rustix::io::Errno::ADDRNOTAVAIL));
+        assert!(!FetchError::Refused.is_ours() && !FetchError::TimedOut(1).is_ours());
     }
 
     #[tokio::test]

@@ -99,6 +99,13 @@ pub enum Event {
         /// In words.
         cause: Arc<str>,
     },
+    /// It could not be asked, for a reason of ours: nothing is known but what was.
+    Unasked {
+        /// When the probe was to be sent.
+        asked_at: Millis,
+        /// Why.
+        cause: Arc<str>,
+    },
     /// A connection to it was refused, whoever tried.
     Refused,
     /// A request of a client was answered by it.
@@ -200,6 +207,12 @@ pub fn step(health: &Health, event: Event, now: Millis, rules: &Rules, jitter: u
                 Phase::Up => {}
                 Phase::Unknown => down(&mut next, &mut effects, cause, Fall::Silent, now),
                 Phase::Down => next.cause = cause,
+            }
+            next.probe_at = after(asked_at, pause(&next, rules), now, jitter);
+        }
+        Event::Unasked { asked_at, cause } => {
+            if health.phase != Phase::Up {
+                next.cause = cause;
             }
             next.probe_at = after(asked_at, pause(&next, rules), now, jitter);
         }

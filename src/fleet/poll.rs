@@ -3,6 +3,7 @@
 //! Lives on the control thread, which drives it by [`Poller::step`]. Decisions are [`Facts`]'; here is the I/O: a task per
 //! question, so that a node that hangs delays nobody (I9). Must never be run on a worker.
 
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,7 @@ use crate::fleet::node::Now;
 use crate::fleet::report::Report;
 use crate::fleet::{Fleet, Snapshot};
 use crate::slots::Cell;
-use crate::sync::{Arc, spawn_local, spawn_thread};
+use crate::sync::{Arc, caught, spawn_local, spawn_thread};
 use crate::usage::speed::Speed;
 
 /// The memory is written at most this often.
@@ -44,6 +45,9 @@ impl Capacity {
     }
 }
 
+/// That nodes cannot be asked is said at most this often.
+const COMPLAIN_EVERY_MS: Millis = 10_000;
+
 /// A question with its answer.
 #[derive(Debug)]
 struct Told {
@@ -69,6 +73,8 @@ pub struct Poller {
     /// Generations that somebody still holds.
     retired: Vec<Arc<Snapshot>>,
     speeds: Arc<ArcSwap<Vec<Speed>>>,
+    /// When it was last said that nodes cannot be asked, for a reason of ours.
+    complained: Option<Millis>,
 }
 
 impl Poller {
@@ -82,7 +88,8 @@ impl Poller {
         // Each node has at most five questions under way, so that no answer waits for room.
         let (answer, answers) = flume::bounded(clients.len() * 5 + 1);
         let (storing, stored) = flume::bounded(1);
-        let fleet = Fleet { snapshot: Arc::clone(&fleet.snapshot), lag: Arc::clone(&fleet.lag) };
+        let (snapshot, lag) = (Arc::clone(&fleet.snapshot), Arc::clone(&fleet.lag));
+        let fleet = Fleet { snapshot, lag, pulse: Arc::clone(&fleet.pulse) };
         let (clock, store_at) = (clock.clone(), now.ms + STORE_FIRST_MS);
         let (retired, speeds) = (Vec::new(), Arc::default());
         let mut poller = Self {
@@ -99,6 +106,7 @@ impl Poller {
             storing,
             retired,
             speeds,
+            complained: None,
         };
         poller.publish(now).offer();
         poller
@@ -116,6 +124,7 @@ impl Poller {
     pub async fn step(&mut self) -> Capacity {
         self.ask();
         let due = self.facts.next_due();
+        self.fleet.pulse.promise(due);
         let wait = Duration::from_millis(due.saturating_sub(self.clock.now()));
         tokio::select! {
             told = self.answers.recv_async() => if let Ok(told) = told { self.take(&told.job, told.result); },
@@ -151,13 +160,13 @@ impl Poller {
     #[must_use]
     pub fn store_last(&self) -> flume::Receiver<()> {
         let (memory, path) = (Keepsake::of(self.facts.nodes()), self.store.clone());
-        let (turn, back) = (self.storing.clone(), self.stored.clone());
+        let (storing, stored) = (self.storing.clone(), self.stored.clone());
         let (done, told) = flume::bounded(1);
         let body = move || {
             // The other end is held here: it does not close.
-            let _ = turn.send(());
+            let _ = storing.send(());
+            let _turn = Turn(stored);
             write(&memory, &path);
-            let _ = back.try_recv();
             let _ = done.send(());
         };
         if let Err(error) = spawn_thread("inventories", body) {
@@ -185,13 +194,21 @@ impl Poller {
             let Some(client) = usize::try_from(job.node.0).ok().and_then(|at| self.clients.get(at)) else { continue };
             let (client, answer) = (client.clone(), self.answer.clone());
             spawn_local(async move {
-                let result = client.fetch(&job.ask).await;
+                let result = answered(pin!(client.fetch(&job.ask))).await;
                 let _ = answer.send_async(Told { job, result }).await;
             });
         }
     }
 
     fn take(&mut self, job: &Job, result: Result<Answer, FetchError>) {
+        let now_ms = self.clock.now();
+        if let Err(error) = &result
+            && error.is_ours()
+            && self.complained.is_none_or(|at| now_ms >= at + COMPLAIN_EVERY_MS)
+        {
+            self.complained = Some(now_ms);
+            tracing::warn!(%error, "nodes cannot be asked: what is known of them stays");
+        }
         self.facts.answered(job, result, now(&self.clock));
     }
 
@@ -216,19 +233,33 @@ impl Poller {
             return;
         }
         self.store_at = now.ms + STORE_EVERY_MS;
-        let (memory, path, done) = (Keepsake::of(self.facts.nodes()), self.store.clone(), self.stored.clone());
+        let (memory, path) = (Keepsake::of(self.facts.nodes()), self.store.clone());
+        let turn = Turn(self.stored.clone());
         let body = move || {
+            let _turn = turn;
             write(&memory, &path);
-            let _ = done.try_recv();
         };
         match spawn_thread("inventories", body) {
             Ok(_) => self.facts.stored(),
-            Err(error) => {
-                let _ = self.stored.try_recv();
-                tracing::warn!(%error, "no thread to store the inventories");
-            }
+            Err(error) => tracing::warn!(%error, "no thread to store the inventories"),
         }
     }
+}
+
+/// The right to write the memory, given back however its writer ends; one that never gave it back would be the last.
+#[derive(Debug)]
+struct Turn(flume::Receiver<()>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let _ = self.0.try_recv();
+    }
+}
+
+/// What asking comes to, a panic included: a question without an answer would be the last of its kind that its node is
+/// asked.
+async fn answered(asking: Pin<&mut impl Future<Output = Result<Answer, FetchError>>>) -> Result<Answer, FetchError> {
+    caught(asking).await.unwrap_or(Err(FetchError::Panicked))
 }
 
 fn write(memory: &Keepsake, path: &std::path::Path) {
@@ -247,4 +278,32 @@ async fn next(reports: &flume::Receiver<Report>) -> Report {
 
 fn now(clock: &Clock) -> Now {
     Now { ms: clock.now(), unix_ms: clock.unix_ms() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_a_question_that_failed() {
+        let asking = async {
+            tokio::task::yield_now().await;
+            panic!("as a decoder with a bug would");
+        };
+        assert!(matches!(answered(pin!(asking)).await, Err(FetchError::Panicked)));
+    }
+
+    #[test]
+    fn a_writer_that_panics_gives_its_turn_back() {
+        let (storing, stored) = flume::bounded(1);
+        storing.try_send(()).unwrap();
+        let turn = Turn(stored.clone());
+        let writer = spawn_thread("inventories", move || {
+            let _turn = turn;
+            panic!("as a serializer with a bug would");
+        });
+        writer.unwrap().join().unwrap_err();
+        storing.try_send(()).unwrap();
+        assert_eq!(stored.len(), 1);
+    }
 }

@@ -73,7 +73,7 @@ pub(super) async fn answer(
         AdminRoute::PsDetails => admin::ps_details(&shared).await,
         AdminRoute::Health => admin::health(&shared, query).await,
         AdminRoute::Metrics => admin::metrics(&shared).await,
-        AdminRoute::Live => admin::live(),
+        AdminRoute::Live => admin::live(&shared),
         AdminRoute::Status => admin::status(&shared).await,
         AdminRoute::Ready => admin::ready(&shared),
         AdminRoute::Decisions => admin::decisions(&shared, query).await,

@@ -1,12 +1,25 @@
 //! What is printed is what the program can do.
 
+use std::time::Duration;
+
 use super::*;
 use crate::config::{Env, Flags, Sources, load};
 
 fn printed(what: What) -> String {
+    printed_for(what, &Config::default().shutdown)
+}
+
+fn printed_for(what: What, shutdown: &ShutdownConfig) -> String {
     let mut out = Vec::new();
-    print(&PackageArgs { what }, &mut out).unwrap();
+    print(what, shutdown, &mut out).unwrap();
     String::from_utf8(out).unwrap()
+}
+
+/// Seconds that a unit gives a stop.
+fn stop_s(unit: &str) -> u64 {
+    let found =
+        lines(unit).iter().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')?.parse().ok());
+    found.expect("TimeoutStopSec in seconds")
 }
 
 /// Lines of a text without the blanks around them.
@@ -30,10 +43,34 @@ fn the_unit_drains_reloads_and_gives_the_drain_its_time() {
     ] {
         assert!(lines.contains(&line), "{line}");
     }
-    let stop = lines.iter().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s')).unwrap();
-    let defaults = crate::config::Config::default().shutdown;
-    // The last flush takes up to 5 s, the end of its threads 2.
-    assert!(stop.parse::<u64>().unwrap() >= (defaults.delay + defaults.drain).as_secs() + 7);
+    let watchdog: u64 =
+        lines.iter().find_map(|line| line.strip_prefix("WatchdogSec=")?.strip_suffix('s')?.parse().ok()).unwrap();
+    assert!(watchdog > 10, "it is told of every second, and a busy machine is no reason to kill");
+}
+
+#[test]
+fn i11_a_stop_is_given_more_than_the_longest_end_takes() {
+    let defaults = Config::default().shutdown;
+    for (delay_s, drain_s) in [(0, 0), (0, 25), (5, 25), (0, 3600)] {
+        let shutdown = ShutdownConfig { delay: Duration::from_secs(delay_s), drain: Duration::from_secs(drain_s) };
+        let given = stop_s(&printed_for(What::Systemd, &shutdown));
+        assert_eq!(given, shutdown.patience_s());
+        assert!(Duration::from_secs(given) > shutdown.longest(), "{delay_s} {drain_s}");
+    }
+    assert_eq!(printed(What::Systemd), What::Systemd.text(), "the file in the tree is the one for the defaults");
+    assert_eq!(stop_s(What::Systemd.text()), defaults.patience_s());
+    let image = printed(What::Dockerfile);
+    assert!(image.contains(&format!("--stop-timeout {}:", defaults.patience_s())), "{image}");
+}
+
+#[test]
+fn the_socket_is_one_that_is_taken() {
+    let (socket, unit) = (printed(What::Socket), printed(What::Systemd));
+    let (socket, unit) = (lines(&socket), lines(&unit));
+    let listens: Vec<_> = socket.iter().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    assert_eq!(listens, [Config::default().listen.to_string()], "one, where an empty configuration listens");
+    assert!(socket.contains(&"Accept=no") && socket.contains(&"BindIPv6Only=both"));
+    assert!(unit.contains(&"SystemCallFilter=pidfd_getfd"), "or it cannot be taken");
 }
 
 #[test]
@@ -69,7 +106,7 @@ fn the_manifests_probe_what_is_there_and_give_the_drain_its_time() {
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let shutdown = loaded.config.shutdown;
     assert_eq!(shutdown.delay.as_secs(), 5);
-    assert!(grace.parse::<u64>().unwrap() >= (shutdown.delay + shutdown.drain).as_secs() + 7);
+    assert_eq!(grace.parse::<u64>().unwrap(), shutdown.patience_s(), "more than the longest end takes");
 }
 
 #[test]

@@ -20,8 +20,9 @@ use super::ledger::LedgerError;
 use super::recorder::Ring;
 use super::speed::{Speed, Speeds};
 use super::writer::{Ask, Folded, Job, Opened, Reply, Report};
-use crate::clock::{Clock, Millis};
+use crate::clock::{Clock, Millis, millis};
 use crate::ids::UnixMinute;
+use crate::pulse::Pulse;
 use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How long after a failed commit or opening the next attempt is made.
@@ -73,6 +74,8 @@ pub struct Shown {
     pub speeds: Arc<ArcSwap<Vec<Speed>>>,
     /// Totals at the first opening.
     pub base: ArcSwap<Vec<TokenCount>>,
+    /// When the ledger thread will be back.
+    pub pulse: Pulse,
     /// The ledger thread has ended: messages sent since are not answered.
     ///
     /// Set before the core empties its channel for the last time; a sender looks after its message is in the channel.
@@ -204,9 +207,16 @@ impl Core {
         core
     }
 
+    /// Somebody has sent a message that is not taken yet.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        !self.links.commands.is_empty()
+    }
+
     /// One tick's work. Never blocks.
     pub fn step(&mut self) -> Next {
         let now = self.links.clock.now();
+        self.links.shown.pulse.promise(now + millis(self.links.tick));
         self.fold.begin_step(now);
         self.take_reports(now);
         // Commands before rings: whoever recorded and then asked finds the record in this drain.

@@ -69,7 +69,7 @@ use super::recorder::Ring;
 use super::speed::Speed;
 use super::store::LmdbStore;
 use super::writer::{Ask, Desk, Opener, Reply, Writer};
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis, millis};
 use crate::config::LedgerConfig;
 use crate::sync::{self, Arc, Ordering, ThreadHandle};
 
@@ -77,9 +77,11 @@ use crate::sync::{self, Arc, Ordering, ThreadHandle};
 const COMMANDS_MAX: usize = 64;
 /// Jobs that may wait for the store thread: one batch, and questions.
 const JOBS_MAX: usize = 64;
-/// How often, and how many times, the end of the threads is looked for.
-const JOIN_LOOK: Duration = Duration::from_millis(10);
-const JOIN_LOOKS: u32 = 200;
+/// How long the end of the threads is waited for, and how often it is looked for.
+pub const JOIN_MAX: Duration = Duration::from_secs(1);
+const JOIN_LOOK: Duration = Duration::from_millis(5);
+/// The longest that the ledger thread sleeps without a look at who asks: a tick may be longer.
+const SLEEP_MAX: Duration = Duration::from_millis(250);
 /// Days that `fold` keeps when it is asked for none.
 const FOLD_DAYS: u64 = 30;
 const DAY_MS: u64 = 86_400_000;
@@ -169,13 +171,11 @@ impl LedgerThreads {
         self.ledger.is_finished() || self.store.is_finished()
     }
 
-    /// Waits until both threads have ended, at most 2 s: a dead disk holds the store thread for ever, and must not hold
+    /// Waits until both threads have ended, at most [`JOIN_MAX`]: a dead disk holds the store thread for ever, and must not hold
     /// the end of the process. Blocks: call it last, from `main`.
     pub fn join(self) {
-        for _ in 0..JOIN_LOOKS {
-            if self.ledger.is_finished() && self.store.is_finished() {
-                break;
-            }
+        let clock = Clock::system();
+        while !(self.ledger.is_finished() && self.store.is_finished()) && clock.now() < millis(JOIN_MAX) {
             sync::sleep(JOIN_LOOK);
         }
     }
@@ -239,6 +239,12 @@ impl Ledger {
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.shown.health.load_full()
+    }
+
+    /// How late the ledger thread is.
+    #[must_use]
+    pub fn late(&self, now: Millis) -> Millis {
+        self.shown.pulse.late(now)
     }
 
     /// How fast nodes generate, lately; always the newest. Holding it does not keep the ledger.
@@ -348,8 +354,38 @@ pub fn opener(data: Option<PathBuf>) -> Opener {
 fn run(mut core: Core) {
     loop {
         match core.step() {
-            Next::Sleep(tick) => sync::sleep(tick.max(Duration::from_micros(100))),
+            Next::Sleep(tick) => doze(&core, tick.max(Duration::from_micros(100))),
             Next::End => return,
         }
+    }
+}
+
+/// Sleeps a tick, less if somebody asks meanwhile: the end of the process must not wait for a long one.
+fn doze(core: &Core, mut tick: Duration) {
+    while tick > SLEEP_MAX {
+        sync::sleep(SLEEP_MAX);
+        tick -= SLEEP_MAX;
+        if core.is_asked() {
+            return;
+        }
+    }
+    sync::sleep(tick);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_tick_holds_up_nobody_who_asks() {
+        let (commands, received) = flume::bounded(1);
+        let (jobs, _desk) = flume::bounded(1);
+        let (_reporter, reports) = flume::bounded(1);
+        let mut core = Core::new(Links::new((Vec::new(), Clock::manual(0)), received, (jobs, reports)), None);
+        core.step();
+        let (reply, _answer) = oneshot::channel();
+        commands.try_send(Command::Shutdown(reply)).unwrap();
+        // Returns after one slice, and not after a day.
+        doze(&core, Duration::from_millis(DAY_MS));
     }
 }

@@ -95,6 +95,7 @@ pub(super) struct OpenInbox {
 impl Drop for OpenInbox {
     fn drop(&mut self) {
         let lost = self.inboxes.close(self.worker);
+        self.shared.gauges[self.worker].pulse.rest();
         self.shared.gauges[self.worker].connections.fetch_sub(lost, Ordering::AcqRel);
         if self.shared.phase() < Phase::Draining {
             tracing::error!(worker = self.worker, lost, "a worker has ended by itself; the others serve on");

@@ -9,6 +9,7 @@ mod drain;
 mod node_slots;
 mod nodes;
 mod reload;
+mod stuck;
 mod times;
 
 use herdgate::sync::{Arc, AtomicBool, AtomicU64, Ordering};

@@ -23,17 +23,27 @@
 //! | a slow reader: memory bounded | tests/proxy/bounds.rs | i8_a_client_that_does_not_read_holds_the_node_back |
 //! | 10,000 unknown model names: nothing grows | tests/stories/names.rs | ten_thousand_unknown_names_grow_nothing |
 //! | disk full: served from memory, exact after healing | tests/stories/disk.rs | a_full_disk_is_served_through_and_exact_after_healing |
+//! | disk full from here on: every file too large | tests/process/life.rs | a_disk_that_is_full_from_here_on_is_served_through_and_exact_after_healing |
+//! | disk full from the start: a file system without a byte left | tests/process/life.rs | a_file_system_without_a_byte_left_is_served_through_and_the_store_is_taken_when_there_is_room |
 //! | disk full, at the ledger | tests/ledger.rs | a_failing_disk_keeps_rows_in_memory_and_says_so |
 //! | disk stalled: exact after healing | tests/ledger.rs | a_stalled_disk_delays_answers_but_not_the_fold |
 //! | clock back two minutes and forward a day | tests/stories/clock.rs | the_clock_back_two_minutes_and_forward_a_day_loses_nothing |
+//! | a step of the clock is seen within a second | tests/stories/clock.rs | the_wall_clock_is_read_anew_each_second |
 //! | clock steps, row by row | tests/ledger.rs | a_clock_step_overwrites_nothing |
 //! | events beyond the ring go to the key _lost | tests/ledger/lost.rs | what_a_full_ring_drops_is_in_the_ledger_under_lost |
 //! | second process on the same data | tests/process/commands.rs | a_held_store_exits_75_and_a_shared_port_69 |
 //! | SIGTERM loses nothing | tests/process.rs | i11_sigterm_in_mid_load_loses_nothing |
 //! | SIGTERM, streams to the drain deadline | tests/process.rs | i11_streams_run_to_the_drain_deadline_and_then_end_in_words |
+//! | SIGTERM during a start that hangs | tests/process/life.rs | sigterm_during_a_start_that_hangs_ends_it_cleanly_at_once |
+//! | a thread of ours that hangs is named, and the liveness probe fails | tests/operate/stuck.rs | a_stuck_control_thread_is_told_and_streams_go_on |
+//! | a log that nobody reads | tests/process/life.rs | a_log_pipe_that_nobody_reads_stops_nothing_and_lines_are_dropped_and_counted |
+//! | a log whose reader is gone | tests/process/life.rs | a_log_pipe_whose_reader_is_gone_stops_nothing_and_lines_are_dropped_and_counted |
 //! | second SIGTERM | tests/process.rs | i11_a_second_sigterm_ends_at_once_in_words |
 //! | SIGKILL loses at most a tick | tests/process.rs | i11_sigkill_in_mid_load_loses_at_most_what_was_not_written_and_the_store_opens |
 //! | reload with a typo | tests/operate/reload.rs | a_reload_with_a_typo_keeps_the_old_configuration_and_tells_every_mistake |
+//! | a storm of SIGHUPs | tests/process/life.rs | a_storm_of_sighups_leaves_room_for_orders_and_its_last_one_is_obeyed |
+//! | half a request at the drain deadline, idle clients | tests/process/life.rs | i11_half_a_request_at_the_drain_deadline_is_told_so_and_an_idle_client_holds_up_nothing |
+//! | a restart behind systemd's socket | tests/process/life.rs | a_restart_on_a_handed_over_socket_refuses_nobody |
 //! | SIGHUP | tests/process.rs | sighup_reloads_and_a_typo_changes_nothing_but_the_log |
 //! | key rotation | tests/operate/reload.rs | router_keys_rotate_under_load_without_a_dropped_request |
 //! | a node's key rotates | tests/operate/nodes.rs | an_api_key_of_a_node_rotates_with_the_next_request |

@@ -52,6 +52,27 @@ fn unknown_to_down_by_one_failure() {
     assert_eq!(&*effects.log.unwrap().cause, "timed out");
 }
 
+/// No file left to ask with, for however long: the node is what it was, and is asked again at its pace.
+#[test]
+fn what_we_lack_says_nothing_of_a_node() {
+    let unasked = |at| Event::Unasked { asked_at: at, cause: "too many open files".into() };
+    let mut up = node_up();
+    for at in [2_000, 4_000, 6_000, 8_000] {
+        assert_eq!(go(&mut up, unasked(at), at), Effects::default());
+        assert_eq!((up.is_up(), up.failures, up.probe_at), (true, 0, at + 2_000));
+    }
+    go(&mut up, failed(10_000), 12_000);
+    assert!(up.is_up(), "and one failure is one");
+    let mut down = Health::new(0);
+    go(&mut down, failed(0), 2_000);
+    let failures = down.failures;
+    assert_eq!(go(&mut down, unasked(4_000), 4_000), Effects::default());
+    assert_eq!((down.phase, down.failures, &*down.cause), (Phase::Down, failures, "too many open files"));
+    let mut unknown = Health::new(0);
+    go(&mut unknown, unasked(0), 1);
+    assert_eq!((unknown.phase, &*unknown.cause), (Phase::Unknown, "too many open files"));
+}
+
 #[test]
 fn up_to_down_by_two_failed_probes() {
     let mut health = node_up();

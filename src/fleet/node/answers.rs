@@ -28,6 +28,9 @@ impl Node {
         let refused = matches!(result, Err(FetchError::Refused));
         let answer = match result {
             Ok(answer) => answer,
+            Err(error) if error.is_ours() => {
+                return self.event(Event::Unasked { asked_at, cause: error.to_string().into() }, now, rules, jitter);
+            }
             Err(error) => {
                 let mut change = Change::default();
                 if refused && self.health.is_up() {
