@@ -19,6 +19,7 @@ mod failure;
 pub mod headers;
 pub mod hold;
 pub mod inject;
+pub mod keyring;
 pub mod lingering;
 pub mod local;
 mod outgoing;

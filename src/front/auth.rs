@@ -1,11 +1,11 @@
 //! Router keys: where a request carries one, and whose it is.
 //!
 //! The key is read from `Authorization: Bearer`, `x-api-key` or `?api_key=`, in this order; it never reaches a log or
-//! a node. Comparison takes the same time for every key of a length. Must never decide what a route needs.
+//! a node. How it is compared: [`KeyRing`]. Must never decide what a route needs.
 
 use crate::ids::KeyId;
 use crate::proxy::headers::Known;
-use crate::proxy::rules::Key;
+use crate::proxy::keyring::KeyRing;
 
 /// What the request's key is worth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,18 +20,12 @@ pub enum Access {
 
 /// Checks the key of a request.
 #[must_use]
-pub fn check(keys: &[Key], known: &Known<'_>, query: Option<&str>) -> Access {
+pub fn check(keys: &KeyRing, known: &Known<'_>, query: Option<&str>) -> Access {
     if keys.is_empty() {
         return Access::Granted(KeyId::NONE);
     }
     let Some(given) = given_key(known, query) else { return Access::Missing };
-    let mut found = Access::Wrong;
-    for key in keys {
-        if same(key.secret.0.as_bytes(), given.as_ref()) {
-            found = Access::Granted(key.id);
-        }
-    }
-    found
+    keys.find(&given).map_or(Access::Wrong, Access::Granted)
 }
 
 fn given_key<'r>(known: &Known<'r>, query: Option<&'r str>) -> Option<std::borrow::Cow<'r, [u8]>> {
@@ -72,22 +66,14 @@ pub fn percent_decode(value: &str) -> Vec<u8> {
     out
 }
 
-/// Equality whose time depends on the lengths alone.
-fn same(ours: &[u8], given: &[u8]) -> bool {
-    let mut differs = u8::from(ours.len() != given.len());
-    for (index, byte) in ours.iter().enumerate() {
-        differs |= byte ^ given.get(index).copied().unwrap_or(0);
-    }
-    std::hint::black_box(differs) == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Secret;
+    use crate::proxy::keyring::Key;
 
-    fn keys() -> Vec<Key> {
-        [(1, "alpha"), (2, "beta")].map(|(id, key)| Key { id: KeyId(id), secret: Secret(key.to_owned()) }).into()
+    fn keys() -> KeyRing {
+        KeyRing::of([(1, "alpha"), (2, "beta")].map(|(id, key)| Key { id: KeyId(id), secret: Secret(key.to_owned()) }))
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> Known<'static> {
@@ -96,7 +82,7 @@ mod tests {
 
     #[test]
     fn no_key_configured_grants_everything() {
-        assert_eq!(check(&[], &Known::default(), None), Access::Granted(KeyId::NONE));
+        assert_eq!(check(&KeyRing::of([]), &Known::default(), None), Access::Granted(KeyId::NONE));
     }
 
     #[test]

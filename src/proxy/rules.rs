@@ -4,9 +4,9 @@
 //! holds on to it sees one configuration to its end. Belongs to one thread. Must never be changed in part.
 
 use crate::clock::{Millis, millis};
-use crate::config::{Config, Secret};
+use crate::config::Config;
 use crate::fleet::OwnTimes;
-use crate::ids::KeyId;
+use crate::proxy::keyring::{Key, KeyRing};
 use crate::proxy::upstream::Settings;
 use crate::sync::Arc;
 use crate::usage::names::Names;
@@ -24,15 +24,6 @@ pub struct Times {
     pub cold_spill_after: Millis,
 }
 
-/// A key that opens the router.
-#[derive(Clone, Debug)]
-pub struct Key {
-    /// Its id in ledger, metrics and logs: that of its name, whatever stands before it in the file.
-    pub id: KeyId,
-    /// The key.
-    pub secret: Secret,
-}
-
 /// One configuration, ready for use.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -41,7 +32,7 @@ pub struct Rules {
     /// Time-outs in milliseconds.
     pub times: Times,
     /// The keys that open the router; empty: no key is asked for.
-    pub keys: Box<[Key]>,
+    pub keys: KeyRing,
 }
 
 impl Rules {
@@ -59,7 +50,7 @@ impl Rules {
             cold_spill_after: millis(config.routing.cold_spill_after),
         };
         let key = |key: &crate::config::RouterKey| Key { id: names.find_key(&key.name), secret: key.secret.clone() };
-        Self { config: Arc::clone(config), times, keys: config.router_keys.iter().map(key).collect() }
+        Self { config: Arc::clone(config), times, keys: KeyRing::of(config.router_keys.iter().map(key)) }
     }
 
     /// What the client towards the nodes takes from it.
