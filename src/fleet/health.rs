@@ -20,7 +20,8 @@
 //! of its own: streams of before go on while a server stops, and prove nothing about new ones.
 //!
 //! # Down → Down
-//! Each failed probe doubles the pause to the next one, up to `backoff_max`. The cause follows the latest failure.
+//! Each failed probe doubles the pause to the next one, up to `backoff_max`. The cause follows the latest failure; a
+//! silent node that refuses a connection has said no from then on.
 //!
 //! # Up → Up, suspect or not
 //! Suspicion ([`crate::fleet::progress`]) closes the node for new work; it stays up. Going down forgets it.
@@ -124,7 +125,7 @@ pub enum Event {
 /// What the poller has to do.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Effects {
-    /// Phase, suspicion or recovery changed: set the node's word, publish.
+    /// Phase, how it fell, suspicion or recovery changed: set the node's word, publish.
     pub changed: bool,
     /// It came up: ask for its inventory and residency now.
     pub came_up: bool,
@@ -222,6 +223,11 @@ pub fn step(health: &Health, event: Event, now: Millis, rules: &Rules, jitter: u
                 down(&mut next, &mut effects, "connection refused".into(), Fall::Answered, now);
                 next.failures = 0;
                 next.probe_at = after(now, rules.probe_ms, now, jitter);
+            } else if health.fall == Fall::Silent {
+                // It fell silent, and now its machine says no: nobody has to guess any more whose fault it is.
+                next.fall = Fall::Answered;
+                next.cause = "connection refused".into();
+                effects.changed = true;
             }
         }
         Event::Ourselves { asked_at } => {

@@ -105,6 +105,26 @@ fn up_to_down_by_one_refused_connection() {
 }
 
 #[test]
+fn a_silent_node_that_refuses_has_said_no_from_then_on() {
+    // Fallen from up, and never reached at all.
+    for reached in [true, false] {
+        let mut health = if reached { node_up() } else { Health::new(0) };
+        go(&mut health, failed(2_000), 4_000);
+        go(&mut health, failed(4_000), 6_000);
+        assert_eq!((health.phase, health.fall), (Phase::Down, Fall::Silent));
+        let effects = go(&mut health, Event::Refused, 8_000);
+        assert!(effects.changed && effects.log.is_none(), "no state of its own, but routing must know");
+        assert_eq!((health.fall, &*health.cause), (Fall::Answered, "connection refused"));
+        assert_eq!(Standing::of(&health).fell_silent_at, None, "its network works: it is not us");
+        assert_eq!(go(&mut health, Event::Refused, 8_001), Effects::default());
+        go(&mut health, Event::Reached, 9_000);
+        assert!(!health.is_up(), "what goes on over a connection of before proves nothing");
+        go(&mut health, ok(9_500), 9_501);
+        assert!(health.is_up());
+    }
+}
+
+#[test]
 fn up_to_down_when_it_is_ourselves_and_never_up_by_that() {
     let mut health = node_up();
     go(&mut health, Event::Ourselves { asked_at: 2_000 }, 2_001);
@@ -294,8 +314,8 @@ proptest! {
             let probed = matches!(event, Event::ProbeOk { .. } | Event::ProbeFailed { .. });
             let (next, effects) = step(&health, event, now, &RULES, jitter);
             prop_assert!(next.is_up() || (!next.suspect && next.recovering_until == 0));
-            let differs = (health.phase, health.suspect, health.recovering_until)
-                != (next.phase, next.suspect, next.recovering_until);
+            let differs = (health.phase, health.fall, health.suspect, health.recovering_until)
+                != (next.phase, next.fall, next.suspect, next.recovering_until);
             prop_assert_eq!(effects.changed, differs);
             prop_assert_eq!(effects.came_up, next.is_up() && !health.is_up());
             if effects.log.is_some() {

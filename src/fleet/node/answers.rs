@@ -33,7 +33,7 @@ impl Node {
             }
             Err(error) => {
                 let mut change = Change::default();
-                if refused && self.health.is_up() {
+                if refused {
                     change = self.event(Event::Refused, now, rules, jitter);
                 }
                 let failed = Event::ProbeFailed { asked_at, cause: error.to_string().into() };

@@ -173,6 +173,32 @@ fn when_most_nodes_refuse_they_are_down() {
     assert!(!herd.last().panicking && !herd.facts.nodes()[0].word.is_open());
 }
 
+#[test]
+fn silent_nodes_that_refuse_in_the_end_are_not_kept_to() {
+    let script = |_| Script::ollama(&[("a:latest", "d1")]);
+    let mut herd = Herd::new((0..4).map(script).collect());
+    herd.run(10_000);
+    for script in &mut herd.scripts[..3] {
+        script.mood = Mood::Hangs;
+    }
+    herd.run(10_000);
+    assert!(herd.last().panicking && herd.facts.nodes()[0].word.is_open());
+    // Their machines are back, their servers are not yet.
+    for script in &mut herd.scripts[..3] {
+        script.mood = Mood::Refuses;
+    }
+    herd.run(20_000);
+    assert!(!herd.last().panicking && !herd.facts.nodes()[0].word.is_open());
+}
+
+#[test]
+fn a_node_that_refuses_from_the_start_has_said_no() {
+    let mut herd = Herd::new(vec![Script { mood: Mood::Refuses, ..Script::ollama(&[("a:latest", "d1")]) }]);
+    herd.run(3_000);
+    let health = &herd.facts.nodes()[0].health;
+    assert_eq!((health.phase, health.fall), (Phase::Down, crate::fleet::health::Fall::Answered));
+}
+
 fn miss(herd: &mut Herd, key: &str) -> tokio::sync::oneshot::Receiver<Sought> {
     let (reply, answer) = tokio::sync::oneshot::channel();
     herd.facts.report(Report::Miss { key: key.into(), reply }, herd.now);
