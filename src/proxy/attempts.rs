@@ -232,13 +232,19 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
     let mut exchange = local.upstreams.begin(node, &reserved.target, request, Hold(reserved.permit), leave);
     // Only a loaded copy owes an answer: whoever waits for a load that another began may wait for minutes.
     let awaiting = local.awaiting(node, !loaded, own_suspect_after);
-    ticket.sent = Some(facts(asked, StatusCode::OK.as_u16()));
-    let head = match unless_ending(client, exchange.head()).await {
+    let sent = Some(facts(asked, StatusCode::OK.as_u16()));
+    let next = |cx: &mut Context<'_>| {
+        let polled = exchange.poll_head(cx);
+        // Not before: a client that leaves while its node is dialled has cost no node anything.
+        ticket.sent = sent.filter(|_| polled.is_ready() || exchange.is_sent());
+        polled
+    };
+    let head = match unless_ending(client, poll_fn(next)).await {
         None => return Err((ticket, Fault::Ending, None)),
         Some(Ok(head)) => head,
         Some(Err(error)) => {
             let fault = failed(local, node, &mut exchange, &error);
-            ticket.sent = ticket.sent.filter(|_| error.sent_whole());
+            ticket.sent = sent.filter(|_| error.sent_whole());
             return Err((ticket, fault, None));
         }
     };

@@ -394,6 +394,12 @@ impl<P: Held> Exchange<P> {
         self.node
     }
 
+    /// Its node has the request, as far as can be known here: it was written whole, and the connection stands.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        matches!(&self.phase, Phase::Open(wire) if wire.is_sent_whole())
+    }
+
     /// What it holds; `None` once taken.
     pub fn held(&mut self) -> Option<&mut P> {
         self.held.as_mut()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use herdgate::sim::{Ending, Herd, ModelSpec, NodeSpec};
+use herdgate::usage::Tokens;
 
 use crate::failover::STREAMS;
 use crate::support::client::{self, Client, post};
@@ -221,4 +222,40 @@ async fn i12_a_client_that_hangs_up_at_done_has_its_answer() {
     let sums = proxy.shared().meters.sums();
     assert_eq!(sums.endings, [rounds, 0, 0, 0, 0], "complete, not gone");
     assert_eq!((sums.exact.input, sums.exact.output), (7 * rounds, 3 * rounds));
+}
+
+/// A socket at `address` whose machine drops what wants to connect; with what keeps it full.
+fn mute(address: std::net::SocketAddr) -> Vec<socket2::Socket> {
+    let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener = new();
+    listener.set_reuse_address(true).unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(0).unwrap();
+    let mut sockets = vec![listener];
+    for _ in 0..4 {
+        let socket = new();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&address.into());
+        sockets.push(socket);
+    }
+    sockets
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i12_a_client_that_leaves_while_its_node_is_dialled_has_cost_nothing() {
+    let node = Scripted::start(&["m:latest"], |_| scripted::answer("200 OK", "application/json", b"{}"));
+    // Asked once at the start, then never: the node is up for the gate, whatever becomes of it.
+    let seldom = "health: { probe: 1h, backoff_max: 1h, ps: 1h, tags: 1h, stale_residency: 2h }\ntimeouts: { connect: 60s }";
+    let proxy = Proxy::start(&[node.url()], seldom).await;
+    proxy.until_listed("m:latest").await;
+    node.refuse();
+    let _full = mute(node.address);
+    let mut client = Client::connect(proxy.address).await;
+    client.send(&post("/api/generate", r#"{"model":"m","prompt":"tell me a long story"}"#)).await;
+    eventually("it is dialled", || async { proxy.in_flight() == 1 }).await;
+    client.reset();
+    eventually("one outcome", || async { proxy.shared().meters.sums().endings[1] == 1 }).await;
+    let sums = proxy.shared().meters.sums();
+    assert_eq!((sums.exact, sums.estimated), (Tokens::default(), Tokens::default()), "no node was sent a byte");
+    eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
 }
