@@ -13,6 +13,12 @@ pub enum ProxyError {
         /// The bound.
         limit_bytes: u64,
     },
+    /// The body of a question to ourselves exceeds what such a question may need.
+    #[error("the request body exceeds {limit_bytes} bytes, more than this route reads")]
+    QuestionTooLarge {
+        /// The bound.
+        limit_bytes: u64,
+    },
     /// The body stopped coming.
     #[error("the request body did not arrive in time (timeouts.request_body_idle)")]
     BodySlow,
@@ -84,7 +90,7 @@ impl ProxyError {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Self::BodyTooLarge { .. } => 413,
+            Self::BodyTooLarge { .. } | Self::QuestionTooLarge { .. } => 413,
             Self::BodySlow => 408,
             Self::BodyBroken { .. } | Self::OddKeys => 400,
             Self::Refused(refusal) => refusal.status,
@@ -127,6 +133,7 @@ impl ProxyError {
         matches!(
             self,
             Self::BodyTooLarge { .. }
+                | Self::QuestionTooLarge { .. }
                 | Self::BodySlow
                 | Self::BodyBroken { .. }
                 | Self::BodyMemoryFull

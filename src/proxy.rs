@@ -221,7 +221,7 @@ fn refuse(client: &Client, mut ticket: Ticket, route: Route, error: &ProxyError)
 fn ending(error: &ProxyError) -> Ending {
     Ending::Rejected(match error {
         ProxyError::Unanswered { .. } => return Ending::NodeErrorBefore,
-        ProxyError::BodyTooLarge { .. } => Rejection::BodyTooLarge,
+        ProxyError::BodyTooLarge { .. } | ProxyError::QuestionTooLarge { .. } => Rejection::BodyTooLarge,
         ProxyError::BodySlow => Rejection::SlowClient,
         ProxyError::BodyMemoryFull => Rejection::BodyMemory,
         ProxyError::BodyBroken { .. } | ProxyError::OddKeys => Rejection::BadRequest,

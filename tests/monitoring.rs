@@ -336,3 +336,30 @@ async fn answers_are_made_aside_and_others_cannot_turn_health_and_metrics_away()
     others.store(0, Ordering::Release);
     assert_eq!(waits.await.unwrap().1, 200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i9_a_question_to_ourselves_is_a_few_words() {
+    let herd = herd(1);
+    let proxy = Proxy::start(&herd.urls(), "").await;
+    let most = 64 * 1024;
+    for path in
+        ["/api/stats", "/api/aggregate_time_series_days", "/herdgate/log", "/herdgate/reload", "/herdgate/nodes/x/drain"]
+    {
+        // Announced or not: it is refused before it is read, and parsed by nobody.
+        let announced = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", most + 1);
+        let chunk = format!("{:x}\r\n{}\r\n", most + 1, "1".repeat(most + 1));
+        let chunked = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}");
+        for bytes in [announced, chunked] {
+            let mut client = Client::connect(proxy.address).await;
+            client.send(bytes.as_bytes()).await;
+            let answer = client.answer().await.unwrap();
+            assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "{path}: {}", answer.text());
+            assert!(answer.text().contains("65536 bytes"), "{path}: {}", answer.text());
+        }
+    }
+    let fits = |length: usize| format!("{{\"model\":\"m\"{}}}", " ".repeat(length - 13));
+    assert_eq!(post_once(proxy.address, "/api/stats", &fits(most)).await.status, 200);
+    // A dry run takes what a request may be.
+    let long = format!(r#"{{"model":"m","prompt":"{}"}}"#, "a".repeat(4 * most));
+    assert_eq!(post_once(proxy.address, "/herdgate/explain?route=/api/generate", &long).await.status, 200);
+}

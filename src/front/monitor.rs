@@ -52,8 +52,14 @@ pub(super) async fn answer(
             admin::error(StatusCode::FORBIDDEN, "an import needs a router key here (administration)")
         }
         AdminRoute::Stats | AdminRoute::Aggregate | AdminRoute::Import | AdminRoute::Explain | AdminRoute::SetLog => {
-            let body = match body::gather(client, asking.known.announced(), source).await {
-                Ok(gathered) => gathered.bytes,
+            let announced = asking.known.announced();
+            let gathered = match route {
+                // A request's whole body, and what another database counted.
+                AdminRoute::Explain | AdminRoute::Import => body::gather(client, announced, source).await,
+                _ => body::gather_few(client, announced, source).await,
+            };
+            let body = match gathered {
+                Ok(gathered) => gathered.into_bytes(),
                 Err(error) => {
                     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
                     let mut response = whole(admin::error(status, &error.to_string()));
@@ -69,6 +75,8 @@ pub(super) async fn answer(
                 _ => admin::aggregate(&shared, &body, key != KeyId::NONE).await,
             }
         }
+        AdminRoute::CacheStats => Answer::json(r#"{"enabled":false}"#),
+        AdminRoute::CacheInvalidate => Answer::json(r#"{"enabled":false,"cleared":false}"#),
         AdminRoute::Config => admin::config(&shared).await,
         AdminRoute::PsDetails => admin::ps_details(&shared).await,
         AdminRoute::Health => admin::health(&shared, query).await,

@@ -46,7 +46,7 @@ pub(super) async fn answer(
     }
     let Some(command) = command(path) else { return answer::not_found() };
     // No order has a body; one that came is read so that the connection can go on.
-    if let Err(error) = body::gather(client, announced, source).await {
+    if let Err(error) = body::gather_few(client, announced, source).await {
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let mut response = told(status, serde_json::json!({ "error": error.to_string() }).to_string());
         answer::close(&mut response);

@@ -63,6 +63,10 @@ pub enum AdminRoute {
     Config,
     /// `/api/ps_details`
     PsDetails,
+    /// `/api/cache/stats`: there is no cache of answers
+    CacheStats,
+    /// `/api/cache/invalidate`
+    CacheInvalidate,
     /// `/health`
     Health,
     /// `/metrics`
@@ -281,6 +285,8 @@ fn admin_entry(path: &str) -> Option<Entry<'_>> {
         "/api/aggregate_time_series_days" => Entry { post: admin(A::Aggregate), ..NOTHING },
         "/api/config" => Entry { get: admin(A::Config), ..NOTHING },
         "/api/ps_details" => Entry { get: admin(A::PsDetails), ..NOTHING },
+        "/api/cache/stats" => Entry { get: admin(A::CacheStats), ..NOTHING },
+        "/api/cache/invalidate" => Entry { post: admin(A::CacheInvalidate), ..NOTHING },
         "/herdgate/status" => Entry { get: admin(A::Status), ..NOTHING },
         _ if super::operator::command(path).is_some() => post(Handler::Operator),
         "/herdgate/pending" => get(Handler::Administration),

@@ -25,6 +25,9 @@ const FIRST_RESERVE: u64 = 64 * 1024;
 /// What is reserved on an announcement; more only as it comes, as much again each time.
 const TRUSTED_RESERVE: u64 = 1024 * 1024;
 
+/// The body of a question to ourselves, at most: a model's name or a level, with room to spare.
+pub const FEW_BYTES_MAX: u64 = 64 * 1024;
+
 /// Where a request's body comes from.
 pub trait BodySource {
     /// There is none, or all of it was taken.
@@ -120,11 +123,34 @@ pub async fn gather(
     announced: Option<u64>,
     source: &mut dyn BodySource,
 ) -> Result<Gathered, ProxyError> {
+    let limit_bytes = client.local.rules().config.limits.max_body_bytes;
+    within(client, announced, source, limit_bytes, ProxyError::BodyTooLarge { limit_bytes }).await
+}
+
+/// The same for a question to ourselves, which is a few words: read on a worker, where a long one would hold up streams.
+///
+/// # Errors
+/// As there.
+pub async fn gather_few(
+    client: &Rc<Client>,
+    announced: Option<u64>,
+    source: &mut dyn BodySource,
+) -> Result<Gathered, ProxyError> {
+    let most = FEW_BYTES_MAX.min(client.local.rules().config.limits.max_body_bytes);
+    within(client, announced, source, most, ProxyError::QuestionTooLarge { limit_bytes: most }).await
+}
+
+async fn within(
+    client: &Rc<Client>,
+    announced: Option<u64>,
+    source: &mut dyn BodySource,
+    limit_bytes: u64,
+    too_large: ProxyError,
+) -> Result<Gathered, ProxyError> {
     let shared = client.local.shared.clone();
     let rules = client.local.rules();
-    let limit_bytes = rules.config.limits.max_body_bytes;
     if announced.is_some_and(|length| length > limit_bytes) {
-        return Err(ProxyError::BodyTooLarge { limit_bytes });
+        return Err(too_large);
     }
     let mut share = Share { shared, limit: rules.config.limits.body_memory_bytes, bytes: 0 };
     if source.is_end() {
@@ -139,7 +165,7 @@ pub async fn gather(
     while let Some(data) = next(client, source).await? {
         let length = (first.len() + all.len() + data.len()) as u64;
         if length > limit_bytes {
-            return Err(ProxyError::BodyTooLarge { limit_bytes });
+            return Err(too_large);
         }
         if length > share.bytes {
             let ahead = announced.map_or(FIRST_RESERVE, |announced| announced.saturating_sub(length).min(length));
