@@ -200,16 +200,18 @@ fn place(local: &Rc<Local>, inboxes: &Inboxes, stream: tokio::net::TcpStream, re
     }
 }
 
-/// Where a new connection goes: here, unless here is above the least busy worker by more than 4 and a quarter.
+/// Where a new connection goes: here, unless here is above the least busy worker by more than 4 and a quarter, and both
+/// go on.
 fn least_busy(shared: &Shared, inboxes: &Inboxes, here: usize) -> usize {
     let load = |local: usize| shared.gauges[local].connections.load(Ordering::Relaxed);
     let alive = (0..shared.gauges.len()).filter(|local| inboxes.is_alive(*local));
     let least = alive.min_by_key(|local| load(*local)).unwrap_or(here);
-    if stays(load(here), load(least)) { here } else { least }
+    if stays(shared.phase(), load(here), load(least)) { here } else { least }
 }
 
-fn stays(here: u32, least: u32) -> bool {
-    here <= least + 4.max(least / 4)
+/// One that drains may have nothing left to do, and end before it looks into its inbox.
+fn stays(phase: Phase, here: u32, least: u32) -> bool {
+    phase >= Phase::Draining || here <= least + 4.max(least / 4)
 }
 
 /// Serves a connection in a task of its own; the connection's place is given back when the task ends, panics included.
@@ -235,11 +237,14 @@ mod tests {
 
     #[test]
     fn a_socket_moves_only_from_a_clearly_busier_worker() {
-        assert!(stays(0, 0));
-        assert!(stays(4, 0));
-        assert!(!stays(5, 0));
-        assert!(stays(125, 100));
-        assert!(!stays(126, 100));
+        for (here, least, moves) in [(0, 0, false), (4, 0, false), (5, 0, true), (125, 100, false), (126, 100, true)] {
+            for phase in [Phase::Running, Phase::Leaving] {
+                assert_eq!(stays(phase, here, least), !moves, "{phase:?}: {here} beside {least}");
+            }
+            for phase in [Phase::Draining, Phase::Ending] {
+                assert!(stays(phase, here, least), "{phase:?}: whoever would take it may be gone");
+            }
+        }
     }
 
     #[test]
