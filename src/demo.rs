@@ -7,7 +7,7 @@ mod client;
 mod traffic;
 mod view;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     let herd = Herd::start(specs(args.nodes)).map_err(system("start the simulated nodes"))?;
     let scratch = Scratch::new().map_err(system("make a temporary folder"))?;
     let gate = Gate::start(configuration(&herd, &scratch.path)?, Clock::system())?;
-    println!("{}", view::introduction(gate.address(), &herd));
+    let _ = say(&view::introduction(gate.address(), &herd));
     let shared = gate.shared.clone();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = runtime.map_err(system("start a runtime"))?;
@@ -81,7 +81,7 @@ pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     // Drops the clients: what they still have open ends as "client gone".
     drop(runtime);
     gate.stop()?;
-    println!("{}", view::account(&shared, &herd));
+    let _ = say(&view::account(&shared, &herd));
     shown
 }
 
@@ -102,21 +102,28 @@ async fn show(gate: &Gate, herd: &Herd, seconds: Option<u64>) -> Result<(), Demo
             _ = second.tick() => {}
         }
         now += 1;
-        println!("{}", view::line(now, &gate.shared));
+        // Whoever looked on has gone (`herdgate demo | head`).
+        if say(&view::line(now, &gate.shared)).is_err() {
+            break;
+        }
         incident(now, herd);
     }
     Ok(())
+}
+
+fn say(line: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{line}")
 }
 
 /// One node goes and comes back, so that the others can be seen taking over.
 fn incident(now: u64, herd: &Herd) {
     let [_, node, ..] = herd.nodes() else { return };
     if now % ROUND == KILLED_AT {
-        println!("      node-2 is killed: its streams end with an error in their own dialect, the rest goes elsewhere");
+        let _ = say("      node-2 is killed: its streams end with an error in their own dialect, the rest goes elsewhere");
         node.kill();
     }
     if now % ROUND == BACK_AT {
-        println!("      node-2 is back, with nothing loaded");
+        let _ = say("      node-2 is back, with nothing loaded");
         node.restart();
     }
 }

@@ -91,6 +91,7 @@ impl Why {
             Self::Everywhere => "an unload goes to every node that has the model loaded",
             Self::Waiting => "no slot was free: it waits in the model's queue",
             Self::Unanswered => "every attempt failed before the first byte",
+            Self::Refused(Rejection::UnknownModel) => "no node has the model, and its client was told so",
             Self::Refused(_) => "it was refused and never sent to a node",
         }
     }

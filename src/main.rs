@@ -3,7 +3,7 @@
 //! The only exit codes: 0 drained or done, 1 other, 64 flags or configuration, 69 port taken or nobody there, 75 store held,
 //! 77 no right to.
 
-use std::io::stdout;
+use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -133,11 +133,11 @@ fn main() -> ExitCode {
         Command::Sim(args) => {
             sim::run_cli(&args).map(|()| ExitCode::SUCCESS).context("the simulated nodes could not run")
         }
-        Command::Check(args) => Ok(check(&args)),
-        Command::Status(args) => Ok(told(remote::status(&args))),
-        Command::Drain(args) => Ok(told(remote::drain(&args))),
-        Command::Undrain(args) => Ok(told(remote::undrain(&args))),
-        Command::Reload(args) => Ok(told(remote::reload(&args))),
+        Command::Check(args) => check(&args),
+        Command::Status(args) => told(remote::status(&args)),
+        Command::Drain(args) => told(remote::drain(&args)),
+        Command::Undrain(args) => told(remote::undrain(&args)),
+        Command::Reload(args) => told(remote::reload(&args)),
         Command::Import(args) => import(&args),
         Command::Package(args) => package(&args),
         Command::Completions(args) => printed(package::completions(&args, Cli::command(), &mut stdout())),
@@ -156,16 +156,22 @@ fn main() -> ExitCode {
 }
 
 /// What a running proxy said, or why it could not be asked.
-fn told(said: Result<String, RemoteError>) -> ExitCode {
+fn told(said: Result<String, RemoteError>) -> anyhow::Result<ExitCode> {
     match said {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(text) => say(&text),
         Err(error) => {
             eprintln!("herdgate: {error}");
-            ExitCode::from(error.code())
+            Ok(ExitCode::from(error.code()))
         }
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`herdgate status | head`) is no failure.
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output"),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -206,22 +212,19 @@ fn origin(named: Option<PathBuf>, flags: Flags) -> Origin {
     Origin { named, directory: std::env::current_dir().unwrap_or_default(), flags, env: config::process_env() }
 }
 
-fn check(args: &CheckArgs) -> ExitCode {
+fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let flags = Flags { lenient: args.lenient, ..Flags::default() };
     match configuration(&mut origin(Some(args.config.clone()), flags)) {
-        Some(config) => {
-            print!("{}", config::describe(&config));
-            ExitCode::SUCCESS
-        }
-        None => ExitCode::from(EXIT_CONFIG),
+        Some(config) => say(&config::describe(&config)),
+        None => Ok(ExitCode::from(EXIT_CONFIG)),
     }
 }
 
-/// A reader that has seen enough (`herdgate man | head`) is no failure.
+/// As [`say`], where the text is made while it is written.
 fn printed(done: Result<(), PackageError>) -> anyhow::Result<ExitCode> {
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(PackageError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        Err(PackageError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         Err(error @ PackageError::NoCommand(_)) => {
             eprintln!("herdgate: {error}");
             Ok(ExitCode::from(EXIT_CONFIG))
@@ -248,11 +251,11 @@ fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_CONFIG));
     };
     let done = import::run(args, &config, &Clock::system()).and_then(|outcome| {
-        print!("{}", outcome.summary);
-        outcome.error.map_or(Ok(()), Err)
+        let said = say(&outcome.summary);
+        outcome.error.map_or(Ok(said), Err)
     });
     match done {
-        Ok(()) => Ok(ExitCode::SUCCESS),
+        Ok(said) => said,
         Err(error @ (ImportError::Busy { .. } | ImportError::Ledger(LedgerError::Held { .. }))) => {
             eprintln!("herdgate: {error}");
             if matches!(error, ImportError::Ledger(_)) {

@@ -64,6 +64,27 @@ fn wrong_flags_and_wrong_configuration_exit_64_with_every_mistake() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_failure_and_a_full_disk_is_one_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("ok.yaml"), "workers: 1\n").unwrap();
+    let print = |arguments: &[&str], out: Stdio| {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).current_dir(directory.path()).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+        command.spawn().unwrap().wait_with_output().unwrap()
+    };
+    for arguments in [&["check", "--config", "ok.yaml"][..], &["package", "config"], &["man"], &["completions", "bash"]]
+    {
+        let (_, gone) = std::io::pipe().unwrap();
+        let output = print(arguments, gone.into());
+        assert_eq!((output.status.code(), text(&output)), (Some(0), String::new()), "{arguments:?}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = print(arguments, full.into());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output));
+        assert!(!text(&output).contains("panicked"), "{arguments:?}: {}", text(&output));
+    }
+}
+
+#[test]
 fn a_taken_port_exits_69() {
     let directory = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
