@@ -24,6 +24,13 @@ else
     echo 'no systemd-analyze here: the unit is not verified'
 fi
 
+# The image as people build it, where there is a builder; its content is tried without one below.
+if docker info >/dev/null 2>&1; then
+    docker build --quiet --file src/package/Dockerfile .
+else
+    echo 'no builder of images here: the Dockerfile is not built'
+fi
+
 # Completions are shell code, man pages are for man.
 "$HERDGATE_BIN" completions bash | bash -n
 for page in '' serve import; do "$HERDGATE_BIN" man $page | grep -q '^\.TH '; done

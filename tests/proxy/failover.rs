@@ -292,3 +292,22 @@ pub(crate) fn assert_busy_shape(path: &str, answer: &Answer) {
         assert!(json["error"]["message"].is_string(), "{json}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i6_retries_are_no_more_than_their_budget() {
+    let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(8);
+    let herd = Herd::start(vec![spec(), spec()]).unwrap();
+    let budget = "workers: 1\nrouting: { retry_share: 1, retry_floor: 3 }";
+    let proxy = Proxy::start(&herd.urls(), budget).await;
+    proxy.until_listed("m:latest").await;
+    load(&proxy, herd.nodes()).await;
+    let before = reached(herd.nodes()).await;
+    herd.nodes().iter().for_each(|node| node.fault(Fault::new(Harm::Reset)));
+    for _ in 0..50 {
+        let answer = client::post_once(proxy.address, "/api/generate", r#"{"model":"m","prompt":"x"}"#).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+    }
+    // One further node each would be a hundred; three in ten seconds are allowed, however slow the machine.
+    let tries = reached(herd.nodes()).await - before;
+    assert!((53..80).contains(&tries), "{tries}");
+}

@@ -132,6 +132,17 @@ async fn thirty_clients_on_an_unloaded_model_cause_one_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_marks_its_model_loaded_though_nobody_else_says_so() {
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![ModelSpec::chat("m")])]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "health: { probe: 100ms, ps: 10m, stale_residency: 30m }").await;
+    proxy.until_listed("m:latest").await;
+    herd.nodes()[0].fault(Fault::new(Harm::Hang).for_path("/api/ps"));
+    assert_eq!(proxy.loaded("m"), 0);
+    assert_eq!(client::post_once(proxy.address, "/api/generate", r#"{"model":"m"}"#).await.status, 200);
+    assert_eq!(proxy.loaded("m"), 1, "before the client has read its answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_that_fails_is_tried_on_another_node_and_one_at_a_time() {
     let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(4);
     let herd = Herd::start(vec![spec(), spec()]).unwrap();
@@ -150,6 +161,24 @@ async fn a_load_that_fails_is_tried_on_another_node_and_one_at_a_time() {
     }
     assert_eq!(herd.nodes()[0].ledger().model("m:latest").loads, 0);
     assert_eq!(herd.nodes()[1].ledger().model("m:latest").loads, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_further_copy_starts_before_that() {
+    let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(1);
+    let herd = Herd::start(vec![spec(), spec()]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "slots: 1\nrouting: { cold_spill_after: 10m }").await;
+    proxy.until_listed("m:latest").await;
+    let mut first = Client::connect(proxy.address).await;
+    let slow = r#"{"model":"m","prompt":"x","sim":{"tokens":100000,"pace_ms":20}}"#;
+    first.send(&post("/api/generate", slow)).await;
+    first.answer_up_to(1).await.unwrap();
+    let body = br#"{"model":"m","prompt":"x"}"#;
+    let waits = client::request("POST", "/api/generate", &[("x-herdgate-max-wait", "1")], body);
+    assert_eq!(client::once(proxy.address, &waits).await.status, 503, "it waits, though another node is idle");
+    let loads: u64 = herd.nodes().iter().map(|node| node.ledger().model("m:latest").loads).sum();
+    assert_eq!(loads, 1);
+    first.reset();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,8 @@
 //! Names that nobody has: ten thousand of them, and nothing grows.
 
-use crate::support::client::{Client, post};
+use crate::support::client::{Client, post, post_once};
 use crate::support::proxy::{Proxy, eventually};
-use herdgate::sim::{Herd, ModelSpec, NodeSpec};
+use herdgate::sim::{Fault, Harm, Herd, ModelSpec, NodeSpec};
 
 const NAMES: usize = 10_000;
 const CLIENTS: usize = 20;
@@ -45,4 +45,24 @@ async fn ten_thousand_unknown_names_grow_nothing() {
         assert!(lists(node) < 2_000, "{} inventories asked for", lists(node));
     }
     eventually("in flight zero", || async { proxy.in_flight() == 0 }).await;
+}
+
+/// Clients pull on a 404; a node that nobody has reached yet may have the model.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_node_was_never_reached_an_unknown_name_is_503() {
+    let spec = |model| NodeSpec::ollama(vec![ModelSpec::chat(model)]).slots(4);
+    let herd = Herd::start(vec![spec("m"), spec("late")]).unwrap();
+    let late = &herd.nodes()[1];
+    late.fault(Fault::new(Harm::Hang).for_all());
+    let health = "health: { probe: 100ms, probe_timeout: 100ms, backoff_max: 200ms, ps: 200ms, tags: 500ms }";
+    let proxy = Proxy::start(&herd.urls(), health).await;
+    proxy.until_listed("m:latest").await;
+    let ask = async |model: &str| {
+        let answer = post_once(proxy.address, "/api/chat", &format!(r#"{{"model":"{model}","messages":[]}}"#)).await;
+        answer.status
+    };
+    assert_eq!((ask("m").await, ask("late").await, ask("nobody").await), (200, 503, 503));
+    late.clear_faults();
+    proxy.until_listed("late:latest").await;
+    assert_eq!((ask("late").await, ask("nobody").await), (200, 404), "all are known now");
 }

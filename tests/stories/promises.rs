@@ -12,6 +12,7 @@
 //! | `request_head` of a head behind a request | tests/proxy/front.rs | a_head_that_began_behind_a_request_has_its_time_too |
 //! | `pool_idle`, or what the node's `Keep-Alive` says less 1 s | src/proxy/pool.rs | the_nodes_promise_is_kept_with_a_margin a_constant_max_ends_one_before_the_nodes_close |
 //! | no `first_byte`, but a suspect after two silent requests on loaded models | src/fleet/progress.rs | two_silent_requests_make_a_suspect one_silent_request_is_a_long_prompt |
+//! | whoever waits for a load makes no suspect | tests/stories/sick.rs | a_node_that_loads_for_long_is_no_suspect |
 //! | a suspect gets no new work | src/fleet/facts/tests/pace.rs | requests_without_a_byte_make_a_suspect |
 //! | a suspect is named in log, metric and status | tests/stories/sick.rs | a_silent_node_is_named |
 //! | `stream_idle`: the dialect's error, permit back | tests/proxy/bounds.rs | i8_a_node_that_falls_silent_after_its_first_byte_is_left_in_words |
@@ -35,11 +36,12 @@
 //! | OpenAI-compatible nodes: `/health`, else `/v1/models` | src/fleet/facts/tests/inventories.rs | an_openai_node_serves_what_it_says |
 //! | lists that time out mark nothing down; an inventory does not age | src/fleet/facts/tests/pace.rs | silence_of_lists_never_marks_a_node_down |
 //! | residency older than 30 s is unknown; a load is given up after 300 s | src/fleet/facts/tests/capacity.rs | old_residency_is_unknown a_load_that_takes_too_long_is_given_up |
-//! | an answer marks its model loaded at once | tests/proxy/waiting.rs | what_was_loaded_and_unloaded_is_listed_before_the_next_poll |
-//! | `panic_threshold` | src/fleet/facts/tests/pace.rs | when_most_nodes_fall_silent_at_once_routing_keeps_to_them when_most_nodes_refuse_they_are_down |
+//! | an answer marks its model loaded at once | tests/proxy/waiting.rs | an_answer_marks_its_model_loaded_though_nobody_else_says_so what_was_loaded_and_unloaded_is_listed_before_the_next_poll |
+//! | `panic_threshold` | src/fleet/facts/tests/pace.rs | when_most_nodes_fall_silent_at_once_routing_keeps_to_them when_most_nodes_refuse_they_are_down silent_nodes_that_refuse_in_the_end_are_not_kept_to |
 //! | inventories are stored; names are remembered for 24 h; `inventory_shrunk` | src/fleet/facts/tests/inventories.rs | memory_survives_a_restart models_of_a_node_that_is_down_are_remembered_for_a_time names_lost_while_down_are_remembered_and_deleted_ones_are_not |
 //! | a node that lost more than half has shrunk | src/fleet/facts/tests/unwell.rs | a_node_that_loses_more_than_half_at_once_has_shrunk_though_nobody_saw_it_down |
-//! | unknown names are 503 for the first 60 s of a node never reached | src/fleet/facts/tests/pace.rs | a_hanging_node_delays_nothing_and_is_not_listed |
+//! | unknown names are 503 while a node was never reached | tests/stories/names.rs | while_a_node_was_never_reached_an_unknown_name_is_503 |
+//! | that ends after 60 s | src/fleet/facts/tests/pace.rs | a_hanging_node_delays_nothing_and_is_not_listed |
 //! | clients are served after the first round or 2 s | tests/proxy/isolation.rs | i9_a_node_that_never_answered_delays_neither_start_nor_service |
 //! | a refresh on a miss: every 2 s at most, 1 s at most, remembered for 5 s | src/fleet/misses.rs | one_refresh_serves_many_and_two_seconds_pass_between_two a_hanging_node_costs_a_second_at_most a_missing_name_is_not_looked_for_again_for_five_seconds |
 //! | names are resolved again and again, off the workers | tests/operate/nodes.rs | a_dns_name_that_changes_is_followed_and_a_resolver_that_fails_changes_nothing a_resolver_that_hangs_delays_neither_start_nor_service_nor_end |
@@ -56,10 +58,14 @@
 //! | the start prints each limit and where it comes from | src/config/tests.rs | a_description_names_nodes_limits_and_origins |
 //! | the order of candidates | src/routing/tests.rs | least_relative_load_first ties_rotate loaded_then_loading_then_cold soft_limit_is_exceeded_on_the_least_loaded_copy |
 //! | a further copy after `cold_spill_after`, one load at a time | src/routing/tests.rs | full_for_long_spills_to_a_further_copy recovering_node_loads_one_model_at_a_time loaded_nowhere_starts_one_copy_on_the_node_with_the_least_work |
+//! | a further copy, as configured | tests/proxy/waiting.rs | a_further_copy_starts_when_all_have_been_full_for_long no_further_copy_starts_before_that |
+//! | `node_slots` | tests/operate/node_slots.rs | i1_two_models_share_one_slot_of_their_node_in_turn |
 //! | retries before the first byte: three nodes, or one further | tests/proxy/failover.rs | i6_at_most_three_nodes_and_one_further_once_the_request_was_sent_whole |
 //! | which errors are tried elsewhere | src/proxy/attempts.rs | only_errors_of_the_node_are_tried_elsewhere |
 //! | retries are 20 % at most | src/routing/tests.rs | retry_budget_is_a_share_of_ten_seconds_and_at_least_a_few |
+//! | no request is tried again beyond that | tests/proxy/failover.rs | i6_retries_are_no_more_than_their_budget |
 //! | a cold load outlives its client and keeps its permit, `cold_load_grace` at most | tests/proxy/leaving.rs | i12_a_cold_load_outlives_its_client_and_keeps_its_permit i12_a_cold_load_whose_grace_passes_is_given_up |
+//! | a client that leaves before its node was reached is counted without tokens | tests/proxy/leaving.rs | i12_a_client_that_leaves_while_its_node_is_dialled_has_cost_nothing |
 //! | who waits is told at once when no node is left | tests/proxy/waiting.rs | those_that_wait_end_at_once_when_no_node_is_left |
 //! | a model of OpenAI-compatible nodes alone: 501 that names the route | tests/proxy/kinds.rs | an_openai_node_serves_v1_and_the_native_routes_name_it |
 //! | such models are not in `/api/tags` | src/fleet/listing/tests.rs | openai_nodes_are_listed_under_v1_alone_and_in_their_own_words |
@@ -77,6 +83,10 @@
 //! | unknown keys, unset variables, an empty key are errors (64) | tests/process/commands.rs | wrong_flags_and_wrong_configuration_exit_64_with_every_mistake |
 //! | `--lenient` | src/config/tests.rs | lenient_makes_unknown_keys_warnings_and_nothing_else |
 //! | precedence of flags, variables, file, the ancestor's variables | src/config/tests.rs | precedence_by_key variables_set_every_kind_of_key |
+//! | `${VAR:-x}`; variables of a Service of our name mean nothing | src/config/tests.rs | values_expand_from_the_environment variables_set_every_kind_of_key |
+//! | `https://` and passwords in URLs are mistakes in words | src/config/node_url.rs | wrong_ones_say_why a_password_is_never_shown |
+//! | router keys overlap while one is changed | tests/operate/reload.rs | router_keys_rotate_under_load_without_a_dropped_request |
+//! | however many keys there are, one is compared | src/proxy/keyring.rs | among_ten_thousand_keys_one_is_compared |
 //! | the ancestor's file, variables and nodes | src/config/ancestor.rs | the_sample_works_as_it_is its_variables_lie_below_its_file nodes_that_cannot_be_are_mistakes_here_too |
 //! | Host and Origin | tests/proxy/bad_input.rs | host_and_origin_are_checked_before_anything_else |
 //! | a refusal says what to set, once a minute | tests/process.rs | a_foreign_host_is_told_what_to_set_once_a_minute |
@@ -89,6 +99,7 @@
 //! | SIGTERM: not ready, still serving, `Connection: close` | tests/process.rs | i11_while_leaving_probes_say_so_and_clients_are_still_served |
 //! | event streams end, who waits gets 503, streams run on | tests/proxy/waiting.rs | who_waits_when_the_process_drains_is_told_at_once_and_what_runs_runs_on |
 //! | streams to `drain`, then the dialect's error | tests/process.rs | i11_streams_run_to_the_drain_deadline_and_then_end_in_words |
+//! | a second SIGTERM ends now | tests/process.rs | i11_a_second_sigterm_ends_at_once_in_words |
 //! | drain of a node, kept over restarts | tests/operate/drain.rs | a_drained_node_finishes_what_it_has_and_stays_drained_over_a_restart |
 //! | one line for a node's change, one in 10 s at most | src/fleet/health/tests.rs | one_line_in_ten_seconds_and_the_last_state_is_told |
 //! | access lines for what an operator looks for | src/access.rs | only_what_an_operator_looks_for_gets_a_line |

@@ -163,3 +163,21 @@ async fn a_node_is_not_silent_while_it_loads_for_several() {
         assert_eq!(answer.await.unwrap().status, 200);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_loads_for_long_is_no_suspect() {
+    let model = ModelSpec::chat("m").load_time(Duration::from_secs(3));
+    let herd = Herd::start(vec![NodeSpec::ollama(vec![model]).slots(4)]).unwrap();
+    let proxy = Proxy::start(&herd.urls(), "timeouts: { suspect_after: 300ms }").await;
+    proxy.until_listed("m:latest").await;
+    let address = proxy.address;
+    let clients = (0..3).map(|_| {
+        tokio::spawn(async move { client::post_once(address, "/api/generate", r#"{"model":"m","prompt":"x"}"#).await })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.unwrap().status, 200);
+    }
+    let snapshot = proxy.shared().fleet.load();
+    let causes: Vec<_> = snapshot.configured().map(|node| node.cause.to_string()).collect();
+    assert_eq!(causes, ["answers probes"], "nothing has been said of it since it came up");
+}
