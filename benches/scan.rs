@@ -1,8 +1,9 @@
 //! What reading a request body costs, cache-hot.
 //!
-//! - `scan/text/SIZE/first|last`: a chat body whose messages are text with an escape every 80 characters, `model` first or
-//!   last in it. The whole top level is read in either case (the last `model` wins), so the two should not differ. **The
-//!   number that matters is 1 KB and 16 KB**; what limits it is how often a string's search is broken by an escape.
+//! - `scan/text/SIZE/first|last`: a chat body whose messages are text with an escape every 30 characters or so, at places
+//!   that cannot be foretold, `model` first or last in it. The whole top level is read in either case (the last `model`
+//!   wins), so the two should not differ. **The number that matters is 1 KB and 16 KB**; what limits it is how often an
+//!   escape is where the processor did not expect one.
 //! - `scan/base64/SIZE/first|last`: one image of base64, no escapes: the search at its best.
 //! - `scan/numbers/1MB`: a long `context`, which must be checked number by number: the worst that is likely.
 //! - `baseline/serde/…`: serde_json into a struct of the same two members, the rest ignored.
@@ -34,8 +35,38 @@ fn with_model(rest: &str, first: bool) -> Vec<u8> {
 }
 
 fn text(bytes: usize) -> String {
-    let line = "All work and no play makes a body that is long enough to be worth a measurement\\n";
-    format!(r#""messages":[{{"role":"user","content":"{}"}}]"#, line.repeat(bytes.div_ceil(line.len())))
+    const WORDS: [&str; 16] = [
+        "all",
+        "work",
+        "and",
+        "no",
+        "play",
+        "makes",
+        "a",
+        "body",
+        "that",
+        "is",
+        "\\\"long\\\"",
+        "enough",
+        "to",
+        "be",
+        "worth\\n",
+        "measuring",
+    ];
+    let mut random = 1_u32;
+    let words = std::iter::repeat_with(|| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        WORDS[(random >> 28) as usize]
+    });
+    let mut text = String::new();
+    for word in words {
+        if text.len() >= bytes {
+            break;
+        }
+        text.push_str(word);
+        text.push(' ');
+    }
+    format!(r#""messages":[{{"role":"user","content":"{text}"}}]"#)
 }
 
 fn image(bytes: usize) -> String {

@@ -252,6 +252,51 @@ fn what_ends_or_breaks_a_string_is_seen_at_every_place() {
 }
 
 #[test]
+fn lists_of_numbers_are_what_they_are_to_go() {
+    let elements = [
+        "0",
+        "7",
+        "-1",
+        "00",
+        "01",
+        "10",
+        "128000",
+        "999999",
+        "1234567",
+        "12345678",
+        "123456789012",
+        "1.5",
+        "1e9",
+        "1E+2",
+        "1.",
+        "-",
+        "",
+        " 2",
+        "3 ",
+        "1 2",
+        "x",
+        "[]",
+        "[1,2]",
+        "{}",
+        "\"4\"",
+        "null",
+        "\u{e9}",
+        "1:2",
+        "1/2",
+    ];
+    for first in elements {
+        for second in elements {
+            for third in ["", ",5", ",06", ",", ",12345678"] {
+                for end in ["],\"model\":\"b\"}", "]", "}", ""] {
+                    let body = format!("{{\"model\":\"a\",\"context\":[{first},{second}{third}{end}");
+                    assert_agree(Route::Generate, body.as_bytes());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn unparseable_bodies_claim_nothing() {
     let found = scan(br#"{"model":"m","stream":true,"keep_alive":0"#, Route::Generate);
     assert_eq!(found.model, None);

@@ -22,6 +22,12 @@ pub(super) const fn control(word: u64) -> u64 {
     word.wrapping_sub(ONES * 0x20) & !word & HIGHS
 }
 
+/// Marks what is no decimal digit; every mark is true.
+pub(super) const fn no_digit(word: u64) -> u64 {
+    // From 0 to 9 for digits, and the rest of seven bits above; 0x76 more carries those into the highest.
+    ((((word ^ (ONES * b'0' as u64)) & !HIGHS) + ONES * 0x76) | word) & HIGHS
+}
+
 /// The word with brackets made braces and capitals made small (bit 5 set in every byte).
 pub(super) const fn folded(word: u64) -> u64 {
     word | (ONES * 0x20)
@@ -48,6 +54,7 @@ mod tests {
             let word = of(&bytes).unwrap();
             prop_assert_eq!(first(equal(word, wanted)), bytes.iter().position(|&byte| byte == wanted));
             prop_assert_eq!(first(control(word)), bytes.iter().position(|&byte| byte < 0x20));
+            prop_assert_eq!(first(no_digit(word)), bytes.iter().position(|byte| !byte.is_ascii_digit()));
             let braces = equal(folded(word), b'{') | equal(folded(word), b'}') | equal(word, b'"');
             prop_assert_eq!(first(braces), bytes.iter().position(|byte| b"{}[]\"".contains(byte)));
         }

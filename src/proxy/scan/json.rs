@@ -13,7 +13,7 @@ const DEPTH_SHALLOW: usize = 64;
 /// Words of eight bytes that are looked through before blocks are: keys end in them.
 const STRING_WORDS: usize = 2;
 /// Blocks without an end in a row, after which a string is taken for something longer than text.
-const PLAIN_BLOCKS: usize = 32;
+const PLAIN_BLOCKS: usize = 16;
 /// Bytes of such a string searched for its end and then for control characters, while they are still in the first cache.
 const STRING_WINDOW: usize = 4096;
 
@@ -155,7 +155,12 @@ impl<'a> Cursor<'a> {
                 b't' => self.word(b"true")?,
                 b'f' => self.word(b"false")?,
                 b'n' => self.word(b"null")?,
-                _ => self.number()?,
+                _ => {
+                    self.number()?;
+                    if stack.top() == Some(false) {
+                        self.further_numbers();
+                    }
+                }
             }
             loop {
                 let Some(in_object) = stack.top() else { return Ok(()) };
@@ -211,8 +216,8 @@ impl<'a> Cursor<'a> {
 
     /// Goes through a block in which `ends` marks what ends plain text; whether the string ended in it.
     #[inline]
-    fn string_block(&mut self, block: &[u8; block::BYTES], ends: u32, escaped: &mut bool) -> Result<bool, Syntax> {
-        let (from, mut ends) = (self.at, u64::from(ends));
+    fn string_block(&mut self, block: &[u8; block::BYTES], mut ends: u64, escaped: &mut bool) -> Result<bool, Syntax> {
+        let from = self.at;
         while ends != 0 {
             let hit = ends.trailing_zeros() as usize;
             self.at = from + hit + 1;
@@ -280,6 +285,24 @@ impl<'a> Cursor<'a> {
             }
             kind if is_simple_escape(kind) => Ok(()),
             _ => Err(Syntax),
+        }
+    }
+
+    /// Passes over further elements of a list as far as they are short whole numbers with nothing between: token ids,
+    /// of which a context has thousands.
+    fn further_numbers(&mut self) {
+        while let Some(text) = self.bytes.get(self.at..).and_then(word::of)
+            && text & 0xff == u64::from(b',')
+        {
+            let number = text >> 8;
+            // The highest byte is empty now: behind seven digits no end is seen, and the number is read the long way.
+            let digits = (word::no_digit(number).trailing_zeros() / 8) as usize;
+            let end = (number >> (8 * digits)) as u8;
+            let is_plain = digits > 0 && (digits == 1 || number & 0xff != u64::from(b'0'));
+            if !is_plain || !matches!(end, b',' | b']') {
+                return;
+            }
+            self.at += 1 + digits;
         }
     }
 
