@@ -83,6 +83,8 @@ pub mod shared;
 pub mod sim;
 pub mod slots;
 pub mod sync;
+#[cfg(not(proxy_loom))]
+pub mod terminal;
 pub mod usage;
 #[cfg(not(proxy_loom))]
 pub mod worker;

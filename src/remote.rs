@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::config::{self, Config, Flags, Sources};
 use crate::http1::{Item, ResponseDecoder};
 use crate::sync;
+use crate::terminal::{plain, plain_json};
 
 /// The environment variable of the router key.
 const KEY_VARIABLE: &str = "HERDGATE_KEY";
@@ -118,7 +119,7 @@ impl RemoteError {
 /// The proxy cannot be asked.
 pub fn status(args: &StatusArgs) -> Result<String, RemoteError> {
     let status = Proxy::of(&args.remote)?.status()?;
-    Ok(if args.json { format!("{status}\n") } else { table::of(&status) })
+    Ok(if args.json { plain_json(&status) + "\n" } else { table::of(&status) })
 }
 
 /// Takes a node out, and waits until nothing runs there any more if that is wanted.
@@ -149,7 +150,7 @@ pub fn undrain(args: &DrainArgs) -> Result<String, RemoteError> {
         proxy.wait(seconds, || Ok(proxy.node(name)?.is_some_and(|node| state(&node) == "up")))?;
     }
     let now = proxy.node(name)?.map_or_else(|| "gone".to_owned(), |node| state(&node));
-    Ok(format!("{name} is taken in again; it is {now}{}\n", note(&answer)))
+    Ok(format!("{name} is taken in again; it is {}{}\n", plain(&now), note(&answer)))
 }
 
 /// Lets the proxy read its configuration again.
@@ -162,7 +163,7 @@ pub fn reload(args: &ReloadArgs) -> Result<String, RemoteError> {
 }
 
 fn note(answer: &Value) -> String {
-    answer["error"].as_str().map(|error| format!(" ({error})")).unwrap_or_default()
+    answer["error"].as_str().map(|error| format!(" ({})", plain(error))).unwrap_or_default()
 }
 
 /// The path of an order; what a path cannot hold is escaped.
@@ -223,7 +224,7 @@ impl Proxy {
         let (status, body) = self.ask(method, path).map_err(|error| unreachable(error.to_string()))?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let said = || match answer["error"].as_str().or_else(|| answer["detail"].as_str()) {
-            Some(error) => error.to_owned(),
+            Some(error) => plain(error),
             None => format!("it answers {status} to {method} {path}: is this a herdgate of this version?"),
         };
         match status {

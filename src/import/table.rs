@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::ImportArgs;
 use super::names::Notes;
+use crate::terminal::plain;
 use crate::usage::Tokens;
 use crate::usage::imported::{Imported, ImportedPair};
 
@@ -50,7 +51,8 @@ fn write_all(out: &mut String, args: &ImportArgs, data: &Path, imported: &Import
     remarks(out, imported, notes)?;
     for conflict in &imported.conflicts {
         let Tokens { input, output, .. } = conflict.stored;
-        write!(out, "does not fit: {} {}: imported before {input} in, {output} out; ", conflict.node, conflict.model)?;
+        let (node, model) = (plain(&conflict.node), plain(&conflict.model));
+        write!(out, "does not fit: {node} {model}: imported before {input} in, {output} out; ")?;
         match conflict.given {
             Some(given) => writeln!(out, "in this file {} in, {} out", given.input, given.output)?,
             None => writeln!(out, "not in this file")?,
@@ -79,8 +81,8 @@ fn undated(pair: &ImportedPair) -> u64 {
 
 fn line(pair: &ImportedPair) -> [String; 8] {
     [
-        pair.node.clone(),
-        pair.model.clone(),
+        plain(&pair.node),
+        plain(&pair.model),
         pair.after.input.to_string(),
         pair.after.output.to_string(),
         added(pair).to_string(),
@@ -168,7 +170,7 @@ fn remarks(out: &mut String, imported: &Imported, notes: &Notes) -> std::fmt::Re
 
 /// The first few of a list.
 fn listed(names: &[String]) -> String {
-    let first = names.iter().take(LISTED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    let first = names.iter().take(LISTED_MAX).map(|name| plain(name)).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(LISTED_MAX) {
         0 => first,
         more => format!("{first} and {more} more"),

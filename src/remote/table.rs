@@ -1,11 +1,14 @@
-//! Answers of the proxy as text for a terminal. Pure.
+//! Answers of the proxy as text for a terminal. Pure. No name in them may command it.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
+use crate::terminal::plain_answer;
+
 /// What `status` prints.
 pub(super) fn of(status: &Value) -> String {
+    let status = &plain_answer(status);
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = head(&mut out, status);
@@ -102,6 +105,7 @@ fn list(values: &[Value]) -> String {
 
 /// What `reload` prints when it was applied.
 pub(super) fn reloaded(answer: &Value) -> String {
+    let answer = &plain_answer(answer);
     let mut out = String::new();
     let changed = answer["changed"].as_array().map(|keys| list(keys)).unwrap_or_default();
     // Writing to a String cannot fail.
@@ -131,6 +135,7 @@ pub(super) fn reloaded(answer: &Value) -> String {
 
 /// Every mistake, a line each.
 pub(super) fn mistakes(answer: &Value) -> String {
+    let answer = &plain_answer(answer);
     let lines: Vec<String> = answer["mistakes"].as_array().into_iter().flatten().map(mistake).collect();
     let error = answer["error"].as_str().unwrap_or("refused");
     format!("{error}\n{}", lines.join("\n"))
@@ -182,6 +187,22 @@ gpu-a  up                         59s    0.12.0   3/4        m:latest 2/4, n:7b 
 b      down (connection refused)  1m 1s  -        0          -
 ";
         assert_eq!(of(&status), expected);
+    }
+
+    #[test]
+    fn no_name_commands_the_terminal() {
+        let evil = "m\u{1b}]0;owned\u{7}\u{9b}2J\nNODE up";
+        let status = json!({ "version": evil, "listen": evil, "phase": evil, "configuration": { "detail": evil },
+            "nodes": [{ "name": evil, "state": "down", "cause": evil, "version": evil,
+                        "models": [{ "model": evil, "state": evil, "in_flight": 1, "limit": 1 }] }] });
+        let reload =
+            json!({ "changed": [evil], "nodes": { "added": [evil] }, "warnings": [{ "file": evil, "reason": evil }] });
+        let refused =
+            json!({ "error": evil, "mistakes": [{ "file": evil, "key": evil, "value": evil, "reason": evil }] });
+        for (text, lines) in [(of(&status), 5), (reloaded(&reload), 3), (mistakes(&refused), 2)] {
+            assert_eq!(text.lines().count(), lines, "{text}");
+            assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        }
     }
 
     #[test]
