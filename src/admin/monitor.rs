@@ -356,7 +356,9 @@ fn decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let escape = || u8::from_str_radix(text.get(at + 1..at + 3)?, 16).ok();
+        // A sign is no digit, though a number may begin with one.
+        let digits = || text.get(at + 1..at + 3).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let escape = || u8::from_str_radix(digits()?, 16).ok();
         match bytes[at] {
             b'%' if let Some(byte) = escape() => {
                 out.push(byte);

@@ -62,7 +62,8 @@ fn decode(path: &str) -> String {
     let mut at = 0;
     while at < bytes.len() {
         let pair = bytes.get(at + 1..at + 3).and_then(|d| std::str::from_utf8(d).ok());
-        match pair.and_then(|d| u8::from_str_radix(d, 16).ok()) {
+        let is_hex = |d: &&str| d.bytes().all(|digit| digit.is_ascii_hexdigit());
+        match pair.filter(is_hex).and_then(|d| u8::from_str_radix(d, 16).ok()) {
             Some(byte) if bytes[at] == b'%' => {
                 out.push(byte);
                 at += 3;

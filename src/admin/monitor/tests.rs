@@ -164,6 +164,7 @@ fn queries_are_decoded_as_browsers_encode_them() {
     assert_eq!(parameter("a=1&model=x&model=y", "model").unwrap(), "y");
     assert_eq!(parameter("mod%65l=100%", "model").unwrap(), "100%");
     assert_eq!(parameter("model=%zz%4", "model").unwrap(), "%zz%4");
+    assert_eq!(parameter("model=%+f%-1%+1x", "model").unwrap(), "% f%-1% 1x", "a sign is no digit");
     assert_eq!(parameter("model", "model").unwrap(), "");
     assert_eq!(parameter("", "model"), None);
 }
