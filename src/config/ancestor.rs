@@ -108,7 +108,7 @@ fn take(top: &mut Section, env: &Env, walk: &mut Walk, name: &'static str) -> Op
         let wanted = format!("NOMYO_ROUTER_{}", name.to_uppercase());
         let (variable, value) = env.iter().find(|(variable, _)| variable.to_uppercase() == wanted)?;
         let place = Place::Variable(Arc::from(variable.as_str()));
-        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose }) })
+        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose, written: None }) })
     })
 }
 
@@ -170,7 +170,7 @@ fn nodes(
                 walk.warn(&place, "endpoints", None, reason);
             }
             let text = DEFAULT_ENDPOINT.to_owned();
-            vec![Node { place: Place::Default, value: Value::Scalar(Scalar { text, kind: Kind::Text }) }]
+            vec![Node { place: Place::Default, value: Value::Scalar(Scalar { text, kind: Kind::Text, written: None }) }]
         }
     };
     config.nodes.clear();
@@ -213,6 +213,10 @@ fn add_node(
     keys: &mut [(String, ApiKey)],
 ) {
     let Some(mut parsed) = walk.scalar(path, node, |scalar| ancestors_node(&text(scalar)?)) else { return };
+    if parsed.kind == NodeKind::OpenAi && !parsed.url.trim_end_matches('/').ends_with("/v1") {
+        let reason = "has /v1 where its host begins, which makes it an OpenAI-compatible node, as it was there";
+        walk.warn(&node.place, path, Some(&parsed.url), reason);
+    }
     walk.set_place(path, &node.place);
     if config.nodes.iter().any(|earlier| earlier.name == parsed.name) {
         walk.warn(&node.place, path, Some(&parsed.url), "stands twice; it is one node");
@@ -233,11 +237,15 @@ fn add_node(
     walk.node_keys.push(path.to_owned());
 }
 
-/// A node by the ancestor's rule: `/v1` anywhere in the path speaks OpenAI. Only at the end can it be served.
+/// A node by the ancestor's rule: `/v1` anywhere in the URL speaks OpenAI, in `http://v1.example` too. In the path only
+/// its end can be served.
 fn ancestors_node(url: &str) -> Result<NodeConfig, String> {
-    let node = NodeConfig::from_url(url)?;
+    let mut node = NodeConfig::from_url(url)?;
     if node.kind == NodeKind::Ollama && node.base_path.contains("/v1") {
         return Err("has /v1 in its path, which makes it an OpenAI node, but does not end with it".to_owned());
+    }
+    if url.contains("/v1") {
+        node.kind = NodeKind::OpenAi;
     }
     Ok(node)
 }
@@ -263,8 +271,11 @@ fn slots(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config) {
     }
 }
 
-/// Reads a whole number as leniently as the ancestor: `4`, `"4"`, `2.0`.
+/// Reads a whole number as leniently as the ancestor: `4`, `"4"`, `2.0`, and without quotes as YAML 1.1 has it.
 fn whole_number(scalar: &Scalar) -> Result<i64, String> {
+    if let Some(number) = scalar.written.as_deref().and_then(yaml_1_1) {
+        return Ok(number);
+    }
     let text = scalar.text.trim();
     let plain =
         text.split_once('.').map_or(text, |(whole, rest)| if rest.bytes().all(|b| b == b'0') { whole } else { text });
@@ -273,6 +284,33 @@ fn whole_number(scalar: &Scalar) -> Result<i64, String> {
         _ if text.is_empty() => Err("is empty; must be a whole number".to_owned()),
         _ => Err("must be a whole number".to_owned()),
     }
+}
+
+/// A whole number of YAML 1.1, which the ancestor's parser speaks: `010` is 8, `0b11` 3, `1:30` 90. Ours speaks 1.2,
+/// where the first is 10 and the others are text.
+/// Source: <https://yaml.org/type/int.html>
+fn yaml_1_1(written: &str) -> Option<i64> {
+    let written = written.replace('_', "");
+    let (sign, digits) = match written.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, written.strip_prefix('+').unwrap_or(&written)),
+    };
+    let all = |digits: &str, is_digit: fn(&char) -> bool| !digits.is_empty() && digits.chars().all(|c| is_digit(&c));
+    let magnitude = if let Some(binary) = digits.strip_prefix("0b") {
+        i64::from_str_radix(binary, 2).ok().filter(|_| all(binary, char::is_ascii_digit))?
+    } else if let Some(hexadecimal) = digits.strip_prefix("0x") {
+        i64::from_str_radix(hexadecimal, 16).ok().filter(|_| all(hexadecimal, char::is_ascii_hexdigit))?
+    } else if let Some(octal) = digits.strip_prefix('0').filter(|rest| !rest.is_empty()) {
+        i64::from_str_radix(octal, 8).ok().filter(|_| all(octal, char::is_ascii_digit))?
+    } else {
+        let mut parts = digits.split(':');
+        let first = parts.next().filter(|first| all(first, char::is_ascii_digit))?.parse::<i64>().ok()?;
+        parts.try_fold(first, |sum, part| {
+            let part = part.parse::<i64>().ok().filter(|number| all(part, char::is_ascii_digit) && *number < 60)?;
+            sum.checked_mul(60)?.checked_add(part)
+        })?
+    };
+    Some(sign * magnitude)
 }
 
 /// The router key: one spelling in the file, else its variables. Empty is never "off".
@@ -287,7 +325,7 @@ fn router_key(top: &mut Section, env: &Env, walk: &mut Walk, config: &mut Config
     let variable = |name: &str| {
         let (variable, value) = env.iter().find(|(variable, _)| variable.to_uppercase() == name)?;
         let place = Place::Variable(Arc::from(variable.as_str()));
-        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose }) })
+        Some(Node { place, value: Value::Scalar(Scalar { text: value.clone(), kind: Kind::Loose, written: None }) })
     };
     let is_blank = |node: &Node| match &node.value {
         Value::Null => true,
@@ -402,6 +440,33 @@ cache_backend: memory
         for text in ["four", "2.5", "", "[]", "true"] {
             assert_eq!(wrong(&file(&format!("max_concurrent_connections: {text}"))).len(), 1, "{text}");
         }
+        // Numbers of YAML 1.1, without quotes and in whatever the file puts around them.
+        for (text, slots) in [
+            ("010", 8),
+            ("'010'", 10),
+            ("010   # eight", 8),
+            ("+5", 5),
+            ("08", 8),
+            ("0x10", 16),
+            ("0b11", 3),
+            ("1_000", 1000),
+            ("1:30", 90),
+            ("-010", 1),
+        ] {
+            for file in
+                [format!("max_concurrent_connections: {text}\n"), format!("{{ max_concurrent_connections: {text}\n}}")]
+            {
+                assert_eq!(config(&file).slots, SlotsConfig::Soft(slots), "{file}");
+            }
+        }
+        let env = [("N", "010"), ("NOMYO_ROUTER_MAX_CONCURRENT_CONNECTIONS", "011")];
+        let expanded = right(&file_and_env("endpoints: [http://a:1]\nmax_concurrent_connections: ${N}", &env));
+        assert_eq!(expanded.config.slots, SlotsConfig::Soft(10), "text from the environment is no YAML");
+        let variable = right(&file_and_env("endpoints: [http://a:1]", &env));
+        assert_eq!(variable.config.slots, SlotsConfig::Soft(11));
+        for text in ["0b12", "1:60", "0b", "0x", "_", "0b+1", "1:", ":1"] {
+            assert_eq!(super::yaml_1_1(text), None, "{text}");
+        }
         let hard = config("endpoints: [http://a:1]\nmax_concurrent_connections: 3\nlimits: hard");
         assert_eq!(hard.slots, SlotsConfig::Hard(3));
         assert_eq!(config("endpoints: [http://a:1]\nlimits: hard").slots, SlotsConfig::Hard(1));
@@ -439,6 +504,26 @@ cache_backend: memory
             assert_eq!(wrong(&file(&format!("{text}\ncache_ttl: 1"))).len(), 1, "{text}");
         }
         assert!(wrong(&file("endpoints: []\nendpoint: []"))[0].contains("did you mean `endpoints`?"));
+    }
+
+    #[test]
+    fn v1_anywhere_in_the_url_speaks_openai() {
+        for (url, kind, warnings) in [
+            ("http://a:1/v1", NodeKind::OpenAi, 0),
+            ("http://a:1/base/v1/", NodeKind::OpenAi, 0),
+            ("http://v1.example:8000", NodeKind::OpenAi, 1),
+            ("http://v100:8000/", NodeKind::OpenAi, 1),
+            ("http://gpu-v1:11434", NodeKind::Ollama, 0),
+            ("http://V1:11434", NodeKind::Ollama, 0),
+        ] {
+            let loaded = right(&file(&format!("endpoints: ['{url}']\napi_keys: {{ '{url}': k }}")));
+            let node = &loaded.config.nodes[0];
+            assert_eq!((node.kind, node.api_key.is_some()), (kind, kind == NodeKind::OpenAi), "{url}");
+            assert_eq!(loaded.warnings.len(), warnings, "{url}: {:?}", shown(&loaded.warnings));
+        }
+        for url in ["http://a:1/v1beta/openai", "http://a:1/v1/openai", "http://a:1/x/v1/y"] {
+            assert_eq!(wrong(&file(&format!("endpoints: ['{url}']\ncache_ttl: 1"))).len(), 1, "{url}");
+        }
     }
 
     #[test]

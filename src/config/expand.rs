@@ -37,7 +37,7 @@ pub(super) fn expand(node: &mut Node, rule: Rule, env: &Env, key: &str, mistakes
                 Rule::Ancestor => Ok(ancestors(&scalar.text, env)),
             };
             match expanded {
-                Ok(Some(text)) => *scalar = Scalar { text, kind: Kind::Loose },
+                Ok(Some(text)) => *scalar = Scalar { text, kind: Kind::Loose, written: None },
                 Ok(None) => {}
                 Err(reason) => {
                     let (value, reason) = shown(key, &scalar.text, reason);

@@ -178,7 +178,7 @@ fn order(mistake: &Mistake) -> (u8, usize, usize) {
 }
 
 fn loose(text: &str) -> Value {
-    Value::Scalar(Scalar { text: text.to_owned(), kind: Kind::Loose })
+    Value::Scalar(Scalar { text: text.to_owned(), kind: Kind::Loose, written: None })
 }
 
 /// The tree that the `HERDGATE_CFG_*` variables spell: `__` goes one level down, case does not count.

@@ -46,6 +46,8 @@ pub(super) enum Value {
 pub(super) struct Scalar {
     pub(super) text: String,
     pub(super) kind: Kind,
+    /// As it stands in a file, where it stands without quotes: for who reads it by other rules than YAML 1.2.
+    pub(super) written: Option<String>,
 }
 
 /// What a scalar was written as.
@@ -107,7 +109,7 @@ pub(super) fn parse(path: &Arc<str>, text: &str) -> Result<Node, Vec<Mistake>> {
     loop {
         let source: String = chars.iter().collect();
         let error = match MarkedYaml::load_from_str(&source) {
-            Ok(documents) => return convert(documents, &renamed, &at),
+            Ok(documents) => return convert(documents, (&chars, &renamed), &at),
             Err(error) => error,
         };
         let mark = *error.marker();
@@ -144,7 +146,7 @@ fn nested_too_deeply(text: &str) -> Option<usize> {
 
 fn convert(
     documents: Vec<MarkedYaml<'_>>,
-    renamed: &[(usize, char)],
+    (chars, renamed): (&[char], &[(usize, char)]),
     at: &dyn Fn(usize, usize) -> Place,
 ) -> Result<Node, Vec<Mistake>> {
     if let Some(second) = documents.get(1) {
@@ -154,7 +156,7 @@ fn convert(
     }
     let mut mistakes = Vec::new();
     let root = match documents.into_iter().next() {
-        Some(document) => Converter { renamed, at, mistakes: &mut mistakes }.node(document),
+        Some(document) => Converter { chars, renamed, at, mistakes: &mut mistakes }.node(document),
         None => Node { place: at(1, 1), value: Value::Null },
     };
     if mistakes.is_empty() { Ok(root) } else { Err(mistakes) }
@@ -162,6 +164,7 @@ fn convert(
 
 /// Carries what the conversion of every node needs.
 struct Converter<'a> {
+    chars: &'a [char],
     renamed: &'a [(usize, char)],
     at: &'a dyn Fn(usize, usize) -> Place,
     mistakes: &'a mut Vec<Mistake>,
@@ -178,10 +181,21 @@ impl Converter<'_> {
         Value::Bad
     }
 
+    /// A scalar as it stands in the file, unless in quotes or as a block.
+    fn written(&self, start: Marker, end: Marker) -> Option<String> {
+        let text: String = self.chars.get(start.index()..end.index())?.iter().collect();
+        let text = text.trim();
+        (!text.starts_with(['"', '\'', '|', '>'])).then(|| text.to_owned())
+    }
+
     fn node(&mut self, yaml: MarkedYaml<'_>) -> Node {
         let start = yaml.span.start;
+        let end = yaml.span.end;
         let value = match yaml.data {
-            YamlData::Value(scalar) => scalar_value(scalar),
+            YamlData::Value(scalar) => match scalar_value(scalar) {
+                Value::Scalar(scalar) => Value::Scalar(Scalar { written: self.written(start, end), ..scalar }),
+                other => other,
+            },
             YamlData::Sequence(items) => Value::List(items.into_iter().map(|item| self.node(item)).collect()),
             YamlData::Mapping(entries) => {
                 Value::Map(entries.into_iter().filter_map(|(key, value)| self.entry(key, value)).collect())
@@ -227,7 +241,7 @@ fn scalar_value(scalar: YamlScalar<'_>) -> Value {
         YamlScalar::FloatingPoint(number) => (number.to_string(), Kind::Float),
         YamlScalar::String(text) => (text.into_owned(), Kind::Text),
     };
-    Value::Scalar(Scalar { text, kind })
+    Value::Scalar(Scalar { text, kind, written: None })
 }
 
 /// Parses JSON from an environment variable; every part of it stands at `place`.
@@ -242,12 +256,14 @@ pub(super) fn parse_json(place: &Place, text: &str) -> Result<Node, String> {
 fn from_json(place: &Place, json: serde_json::Value) -> Node {
     let value = match json {
         serde_json::Value::Null => Value::Null,
-        serde_json::Value::Bool(truth) => Value::Scalar(Scalar { text: truth.to_string(), kind: Kind::Bool }),
+        serde_json::Value::Bool(truth) => {
+            Value::Scalar(Scalar { text: truth.to_string(), kind: Kind::Bool, written: None })
+        }
         serde_json::Value::Number(number) => {
             let kind = if number.is_f64() { Kind::Float } else { Kind::Integer };
-            Value::Scalar(Scalar { text: number.to_string(), kind })
+            Value::Scalar(Scalar { text: number.to_string(), kind, written: None })
         }
-        serde_json::Value::String(text) => Value::Scalar(Scalar { text, kind: Kind::Text }),
+        serde_json::Value::String(text) => Value::Scalar(Scalar { text, kind: Kind::Text, written: None }),
         serde_json::Value::Array(items) => Value::List(items.into_iter().map(|item| from_json(place, item)).collect()),
         serde_json::Value::Object(members) => Value::Map(
             members

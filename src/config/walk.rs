@@ -162,7 +162,7 @@ impl Walk {
 
     /// Lists and mappings in an environment variable are JSON.
     fn unpacked(&mut self, key: &str, node: Node) -> Option<Node> {
-        let Value::Scalar(Scalar { text, kind: Kind::Loose }) = &node.value else { return Some(node) };
+        let Value::Scalar(Scalar { text, kind: Kind::Loose, .. }) = &node.value else { return Some(node) };
         if !matches!(node.place, Place::Variable(_)) {
             return Some(node);
         }
