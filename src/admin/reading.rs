@@ -9,12 +9,11 @@ use super::metrics::Reading;
 use crate::clock::Millis;
 use crate::config::NodeKind;
 use crate::fleet::{NodePs, NodeView};
-use crate::ids::{ModelId, NodeId};
 use crate::shared::{Shared, WorkerGauges};
 use crate::sync::{Arc, Ordering};
 use crate::usage::Tokens;
 use crate::usage::answers::TokenCount;
-use crate::usage::counters::PairCounters;
+use crate::usage::counters::UsedPair;
 use crate::usage::meters::{Mark, Tally};
 use crate::usage::names::Names;
 
@@ -111,6 +110,8 @@ pub(crate) struct PairReading {
     pub(crate) requests: u64,
     pub(crate) exact: Tokens,
     pub(crate) estimated: Tokens,
+    /// The node has gone: nothing is counted here any more.
+    pub(crate) gone: bool,
 }
 
 impl PairReading {
@@ -136,18 +137,19 @@ impl PairReading {
 /// Every (node, model) that saw a request in this process, by node and model in the order of first sight.
 pub(crate) fn pairs(shared: &Shared) -> Vec<PairReading> {
     let used = shared.fleet.load().used.all();
-    used.iter().map(|(node, model, counters)| pair_reading(&shared.names, (*node, *model), counters)).collect()
+    used.iter().map(|pair| pair_reading(&shared.names, pair)).collect()
 }
 
-fn pair_reading(names: &Names, (node, model): (NodeId, ModelId), counters: &PairCounters) -> PairReading {
+fn pair_reading(names: &Names, pair: &UsedPair) -> PairReading {
     PairReading {
-        node: names.node_name(node).into(),
-        model: names.model_name(model),
-        in_flight: counters.in_flight(),
-        starts: counters.starts(),
-        requests: counters.requests(),
-        exact: counters.tokens(),
-        estimated: counters.estimated(),
+        node: names.node_name(pair.node).into(),
+        model: names.model_name(pair.model),
+        in_flight: pair.in_flight(),
+        starts: pair.starts(),
+        requests: pair.requests(),
+        exact: pair.tokens(),
+        estimated: pair.estimated(),
+        gone: pair.is_gone(),
     }
 }
 
@@ -184,7 +186,9 @@ pub(crate) fn everything(shared: &Shared) -> Reading {
         sums: shared.meters.sums(),
         tallies: Tally::ALL.map(|tally| (tally, tallied(shared, tally))).into(),
         nodes: nodes(shared),
-        pairs: pairs(shared),
+        // Series of a node that has gone end, as a target's do that is scraped no more: adding them up under another
+        // name would show as work done in that moment.
+        pairs: pairs(shared).into_iter().filter(|pair| !pair.gone).collect(),
         queues: queues(shared),
         workers: workers(shared, &ledger.ring_high_water),
         late: shared.late().collect(),
@@ -292,6 +296,7 @@ pub(crate) mod tests {
             requests: 1,
             exact: Tokens { input: 1, cached: 0, output },
             estimated: Tokens::default(),
+            gone: false,
         }
     }
 
@@ -313,14 +318,25 @@ pub(crate) mod tests {
 
     #[test]
     fn a_pair_is_read_under_its_names() {
-        use crate::ids::WorkerId;
+        use crate::ids::{NodeId, WorkerId};
+        use crate::usage::counters::{OfNode, PairCounters};
+        use crate::usage::tests::outcome;
+        use crate::usage::{Count, Outcome};
 
         let names = Names::new(&["a", "b"], &[], 8);
-        let (counters, model) = (PairCounters::new(1), names.model("m:latest"));
+        let (used, model) = (Arc::default(), names.model("m:latest"));
+        let counters = PairCounters::listed(1, &Arc::new(OfNode::new(&used, NodeId(1))), model);
         counters.started(WorkerId(0));
-        let read = pair_reading(&names, (NodeId(1), model), &counters);
-        assert_eq!((&*read.node, &*read.model, read.in_flight, read.starts), ("b", "m:latest", 1, 1));
+        let read = || pair_reading(&names, &used.all()[0]);
+        assert_eq!((&*read().node, &*read().model, read().in_flight, read().starts), ("b", "m:latest", 1, 1));
         counters.ended(WorkerId(0));
-        assert_eq!(pair_reading(&names, (NodeId(1), model), &counters).in_flight, 0);
+        let tokens = Tokens { input: 1, cached: 0, output: 2 };
+        counters.count(WorkerId(0), &Outcome { count: Count::Exact(tokens), ..outcome() });
+        assert_eq!((read().in_flight, read().exact, read().gone), (0, tokens, false));
+        drop(counters);
+        used.settle(|_| true);
+        assert_eq!((read().requests, read().exact, read().gone), (1, tokens, true));
+        let kept = totals(&[], &[read()]);
+        assert_eq!((&*kept[0].node, kept[0].exact), ("b", tokens), "all-time tokens never fall");
     }
 }

@@ -15,14 +15,14 @@
 //! 4. A name that left every node keeps its queue until nobody can join it any more; until then its waiters are refused
 //!    at each [`Cells::sweep`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::clock::Millis;
 use crate::fleet::Models;
 use crate::ids::{CellId, ModelId, NodeId};
 use crate::slots::{Bank, Cell, Limit, ModelWord, NodeWord, Pair, Queue};
 use crate::sync::Arc;
-use crate::usage::counters::{PairCounters, Used};
+use crate::usage::counters::{OfNode, PairCounters, Used};
 use crate::usage::names::Names;
 
 /// What a name keeps from generation to generation.
@@ -79,6 +79,10 @@ pub struct Cells {
     /// Names that left every node and whose queue can still be joined by holders of an old Snapshot.
     gone: Vec<(Arc<str>, Name)>,
     used: Arc<Used>,
+    /// By node that is configured: what its counters hold on to.
+    counted: HashMap<NodeId, Arc<OfNode>>,
+    /// The same of nodes that went, or were replaced, and may be counted on still.
+    leaving: Vec<Arc<OfNode>>,
 }
 
 impl Cells {
@@ -95,6 +99,8 @@ impl Cells {
             by_key: HashMap::new(),
             gone: Vec::new(),
             used: Arc::default(),
+            counted: HashMap::new(),
+            leaving: Vec::new(),
         }
     }
 
@@ -105,6 +111,13 @@ impl Cells {
         let cell = Arc::new(Cell::any(id, node, Arc::clone(word)));
         let counters = self.counters(node, ModelId::UNKNOWN);
         Arc::new(Pair { cell, counters, model: ModelId::UNKNOWN, model_word: None })
+    }
+
+    /// The same pair once its node has gone: it takes nothing, and holds on to no counters.
+    #[must_use]
+    pub fn closed(&self, pair: &Pair) -> Arc<Pair> {
+        let counters = Arc::new(PairCounters::new(self.workers));
+        Arc::new(Pair { cell: Arc::clone(&pair.cell), counters, model: pair.model, model_word: None })
     }
 
     /// The counters of every pair that ever saw a request.
@@ -174,6 +187,7 @@ impl Cells {
 
     /// Lets go of a node's cells, whose word is closed already: permits keep them until they end.
     pub fn forget(&mut self, node: NodeId) {
+        self.leaving.extend(self.counted.remove(&node));
         for cell in self.cells.remove(&node).into_iter().flat_map(HashMap::into_values) {
             for queue in cell.links() {
                 cell.unlink(&queue);
@@ -235,6 +249,26 @@ impl Cells {
             }
             reachable
         });
+        self.settle_counters();
+    }
+
+    /// Takes the counters' rows of nodes that have gone, once no Snapshot and no stream can count there any more.
+    fn settle_counters(&mut self) {
+        let mut free = HashSet::new();
+        // Acquire in `get_mut`: what was counted before the last one else let go is seen.
+        self.leaving.retain_mut(|of| {
+            let alone = Arc::get_mut(of).is_some();
+            if alone {
+                free.insert(of.node());
+            }
+            !alone
+        });
+        // One that came back goes on with its rows; so does one of which another incarnation still runs.
+        let running: HashSet<NodeId> = self.leaving.iter().map(|of| of.node()).collect();
+        free.retain(|node| !self.counted.contains_key(node) && !running.contains(node));
+        if !free.is_empty() {
+            self.used.settle(|node| free.contains(&node));
+        }
     }
 
     /// Ends loads that have been under way for too long, on the nodes that have any.
@@ -263,8 +297,9 @@ impl Cells {
         cell
     }
 
-    fn counters(&self, node: NodeId, model: ModelId) -> Arc<PairCounters> {
-        Arc::new(PairCounters::listed(self.workers, &self.used, node, model))
+    fn counters(&mut self, node: NodeId, model: ModelId) -> Arc<PairCounters> {
+        let of = self.counted.entry(node).or_insert_with(|| Arc::new(OfNode::new(&self.used, node)));
+        Arc::new(PairCounters::listed(self.workers, of, model))
     }
 }
 

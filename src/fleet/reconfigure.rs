@@ -184,6 +184,7 @@ impl Facts {
 
     fn remove(&mut self, at: usize, now: Now) {
         self.empty(at);
+        self.any[at] = self.cells.closed(&self.any[at]);
         let node = &mut self.nodes[at];
         tracing::info!(node = %node.name, "node is removed; what runs there runs to its end");
         node.retire(now.ms);

@@ -5,7 +5,8 @@
 //! read-modify-write: that is what one row per worker buys.
 //!
 //! Most of a large fleet's pairs never see a request: rows come with the first one, and [`Used`] lists the pairs that
-//! have some, so that readers cost what was used and not what could be.
+//! have some, so that readers cost what was used and not what could be. When a node has gone and nobody can count there
+//! any more, its rows make way for their sums ([`Used::settle`]).
 //!
 //! Rejected: one shared atomic per figure (neighbours cost 12 ns each under contention, padded rows 2), and rows
 //! allocated up front (a fleet of a thousand nodes and a thousand names would own gigabytes of zeros).
@@ -77,30 +78,139 @@ pub struct PairCounters {
     workers: usize,
     rows: OnceLock<Rows>,
     /// Where its first use is entered, and as what.
-    listed: Option<(Arc<Used>, NodeId, ModelId)>,
+    listed: Option<(Arc<OfNode>, ModelId)>,
 }
 
 /// One row for each worker.
 type Rows = Arc<[CachePadded<PairRow>]>;
 
-/// The pairs that ever saw a request, and their rows, for as long as the process lives; grows by the pair's first user,
-/// read without a lock by the monitoring routes.
+/// The pairs that ever saw a request; grows by the pair's first user, read without a lock by the monitoring routes.
 ///
-/// Bounded by nodes times `limits.names`. A pair that goes and comes back finds its rows here again.
+/// Rows: bounded by nodes times `limits.names`. A pair that goes and comes back finds what it counted here again.
 #[derive(Debug, Default)]
 pub struct Used {
-    rows: papaya::HashMap<(NodeId, ModelId), Rows>,
+    pairs: papaya::HashMap<(NodeId, ModelId), Entry>,
+}
+
+/// What is kept of a pair.
+#[derive(Clone, Default, Debug)]
+struct Entry {
+    /// Its rows, while somebody may count there.
+    rows: Option<Rows>,
+    settled: Settled,
+}
+
+/// Sums of a pair from before its node went.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Settled {
+    starts: u64,
+    requests: u64,
+    exact: Tokens,
+    estimated: Tokens,
+}
+
+/// A node's counters can be found while one of these lives: every [`PairCounters`] of the node holds it.
+///
+/// So whoever has the last one knows that all that was counted can be seen, and that nothing will be added.
+#[derive(Debug)]
+pub struct OfNode {
+    used: Arc<Used>,
+    node: NodeId,
+}
+
+impl OfNode {
+    /// For the counters of this node, from now until it goes.
+    #[must_use]
+    pub fn new(used: &Arc<Used>, node: NodeId) -> Self {
+        Self { used: Arc::clone(used), node }
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+}
+
+/// A pair that saw a request.
+#[derive(Debug)]
+pub struct UsedPair {
+    /// Its node.
+    pub node: NodeId,
+    /// Its model.
+    pub model: ModelId,
+    /// What it counts, unless its node has gone.
+    counters: Option<PairCounters>,
+    /// What comes on top: from before its node went, and perhaps came back.
+    settled: Settled,
+}
+
+impl UsedPair {
+    /// Its node has gone, and nothing is counted here any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.counters.is_none()
+    }
+
+    /// As [`PairCounters::in_flight`].
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.counters.as_ref().map_or(0, PairCounters::in_flight)
+    }
+
+    /// As [`PairCounters::starts`].
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.counters.as_ref().map_or(0, PairCounters::starts).wrapping_add(self.settled.starts)
+    }
+
+    /// As [`PairCounters::requests`].
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.counters.as_ref().map_or(0, PairCounters::requests).wrapping_add(self.settled.requests)
+    }
+
+    /// As [`PairCounters::tokens`].
+    #[must_use]
+    pub fn tokens(&self) -> Tokens {
+        self.settled.exact.plus(self.counters.as_ref().map(PairCounters::tokens).unwrap_or_default())
+    }
+
+    /// As [`PairCounters::estimated`].
+    #[must_use]
+    pub fn estimated(&self) -> Tokens {
+        self.settled.estimated.plus(self.counters.as_ref().map(PairCounters::estimated).unwrap_or_default())
+    }
+
+    fn all_settled(&self) -> Settled {
+        let (exact, estimated) = (self.tokens(), self.estimated());
+        Settled { starts: self.starts(), requests: self.requests(), exact, estimated }
+    }
 }
 
 impl Used {
     /// Every pair that ever saw a request, by node and model in the order of their ids.
     #[must_use]
-    pub fn all(&self) -> Vec<(NodeId, ModelId, PairCounters)> {
-        let rows = self.rows.pin();
-        let mut all: Vec<_> =
-            rows.iter().map(|((node, model), rows)| (*node, *model, PairCounters::of(rows))).collect();
-        all.sort_unstable_by_key(|(node, model, _)| (*node, *model));
+    pub fn all(&self) -> Vec<UsedPair> {
+        let pairs = self.pairs.pin();
+        let mut all: Vec<_> = pairs.iter().map(|(pair, entry)| entry.read(*pair)).collect();
+        all.sort_unstable_by_key(|pair| (pair.node, pair.model));
         all
+    }
+
+    /// Takes rows of nodes that have gone away and keeps their sums: a kilobyte or two becomes a hundred bytes, about what
+    /// the ledger's totals cost after the next start. Nobody may hold an [`OfNode`] of theirs. For the control thread alone.
+    pub fn settle(&self, is_gone: impl Fn(NodeId) -> bool) {
+        let pairs = self.pairs.pin();
+        for (pair, entry) in pairs.iter().filter(|((node, _), entry)| entry.rows.is_some() && is_gone(*node)) {
+            pairs.insert(*pair, Entry { rows: None, settled: entry.read(*pair).all_settled() });
+        }
+    }
+}
+
+impl Entry {
+    fn read(&self, (node, model): (NodeId, ModelId)) -> UsedPair {
+        UsedPair { node, model, counters: self.rows.as_ref().map(PairCounters::of), settled: self.settled }
     }
 }
 
@@ -113,10 +223,11 @@ impl PairCounters {
 
     /// Counters that [`Used`] shows from their first use on, with the rows that it has of this pair, if any.
     #[must_use]
-    pub fn listed(workers: usize, used: &Arc<Used>, node: NodeId, model: ModelId) -> Self {
-        let rows =
-            used.rows.pin().get(&(node, model)).map_or_else(OnceLock::new, |rows| OnceLock::from(Arc::clone(rows)));
-        Self { workers, rows, listed: Some((Arc::clone(used), node, model)) }
+    pub fn listed(workers: usize, of: &Arc<OfNode>, model: ModelId) -> Self {
+        let pairs = of.used.pairs.pin();
+        let rows = pairs.get(&(of.node, model)).and_then(|entry| entry.rows.as_ref());
+        let rows = rows.map_or_else(OnceLock::new, |rows| OnceLock::from(Arc::clone(rows)));
+        Self { workers, rows, listed: Some((Arc::clone(of), model)) }
     }
 
     /// What a reader needs.
@@ -196,11 +307,16 @@ impl PairCounters {
     /// The rows of a first use. Under two counters of one pair (one of them of an older generation) both get the same.
     #[cold]
     fn first_rows(&self) -> Rows {
-        let fresh = || (0..self.workers).map(|_| CachePadded::default()).collect();
-        match &self.listed {
-            Some((used, node, model)) => Arc::clone(used.rows.pin().get_or_insert_with((*node, *model), fresh)),
-            None => fresh(),
-        }
+        let fresh = || (0..self.workers).map(|_| CachePadded::default()).collect::<Rows>();
+        let Some((of, model)) = &self.listed else { return fresh() };
+        let rows_of = |entry: &Entry| entry.rows.clone().unwrap_or_else(fresh);
+        let pairs = of.used.pairs.pin();
+        let entry = pairs.update_or_insert_with(
+            (of.node, *model),
+            |entry| Entry { rows: Some(rows_of(entry)), settled: entry.settled },
+            || Entry { rows: Some(fresh()), settled: Settled::default() },
+        );
+        rows_of(entry)
     }
 
     fn sum(&self, figure: impl Fn(&PairRow) -> u64) -> u64 {
@@ -242,20 +358,53 @@ mod tests {
     #[test]
     fn a_pair_is_listed_from_its_first_use_and_finds_its_rows_again() {
         let used = Arc::new(Used::default());
-        let counters = |node, model| PairCounters::listed(2, &used, NodeId(node), ModelId(model));
+        let of = |node| Arc::new(OfNode::new(&used, NodeId(node)));
+        let counters = |node, model| PairCounters::listed(2, &of(node), ModelId(model));
         let (old, idle) = (counters(3, 5), counters(1, 5));
         let older = counters(3, 5);
         assert!(used.all().is_empty());
         old.started(WorkerId(1));
         older.started(WorkerId(0));
         counters(2, 9).started(WorkerId(0));
-        let all: Vec<_> = used.all().iter().map(|(node, model, c)| (node.0, model.0, c.in_flight())).collect();
+        let all: Vec<_> = used.all().iter().map(|pair| (pair.node.0, pair.model.0, pair.in_flight())).collect();
         assert_eq!(all, [(2, 9, 1), (3, 5, 2)]);
         drop((old, older));
         let back = counters(3, 5);
         back.ended(WorkerId(1));
         assert_eq!((back.starts(), back.in_flight(), idle.starts()), (2, 1, 0));
         assert_eq!(used.all().len(), 2);
+    }
+
+    #[test]
+    fn what_a_node_that_has_gone_counted_is_kept_without_its_rows() {
+        let used = Arc::new(Used::default());
+        let of = Arc::new(OfNode::new(&used, NodeId(1)));
+        let tokens = Tokens { input: 5, cached: 1, output: 7 };
+        let exact = Outcome { count: Count::Exact(tokens), ..outcome() };
+        let counters = PairCounters::listed(2, &of, ModelId(3));
+        counters.started(WorkerId(1));
+        counters.ended(WorkerId(1));
+        counters.count(WorkerId(0), &exact);
+        used.settle(|node| node == NodeId(2));
+        assert!(!used.all()[0].is_gone());
+        drop((counters, of));
+        for _ in 0..2 {
+            used.settle(|node| node == NodeId(1));
+            let all = used.all();
+            assert_eq!((all.len(), all[0].is_gone(), all[0].starts(), all[0].requests()), (1, true, 1, 1));
+            assert_eq!((all[0].tokens(), all[0].in_flight()), (tokens, 0));
+        }
+        // It comes back: it counts on from what it had, under whichever counters.
+        let of = Arc::new(OfNode::new(&used, NodeId(1)));
+        let (one, other) = (PairCounters::listed(2, &of, ModelId(3)), PairCounters::listed(2, &of, ModelId(3)));
+        one.count(WorkerId(0), &exact);
+        other.count(WorkerId(1), &exact);
+        for gone in [false, true] {
+            let pair = &used.all()[0];
+            let thrice = tokens.plus(tokens).plus(tokens);
+            assert_eq!((pair.is_gone(), pair.requests(), pair.tokens()), (gone, 3, thrice));
+            used.settle(|_| true);
+        }
     }
 
     #[test]

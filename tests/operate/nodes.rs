@@ -61,7 +61,7 @@ async fn nodes_are_added_and_removed_under_streams() {
     assert!(client.chunk().await.is_none());
     assert_eq!((a.untaken(), a.gone()), (0, 0));
     let used = || proxy.shared().fleet.load().used.all();
-    eventually("I1: in flight zero", || async { used().iter().all(|(_, _, pair)| pair.in_flight() == 0) }).await;
+    eventually("I1: in flight zero", || async { used().iter().all(|pair| pair.in_flight() == 0) }).await;
     proxy.flush().await;
     let counts = client::get(proxy.address, "/api/token_counts").await.json();
     let row = |name: &str| counts["breakdown"].as_array().unwrap().iter().find(|row| row["endpoint"] == name).cloned();

@@ -85,7 +85,50 @@ fn a_new_node_serves_and_its_counters_begin_where_its_name_left_off() {
     herd.reconfigure(&[0], |_, _| {});
     herd.reconfigure(&[0, 1], |_, _| {});
     herd.run(1_000);
-    assert_eq!(pair(&herd).counters.starts(), 1, "the sums of a name go on");
+    assert_eq!(herd.last().used.all()[0].starts(), 1, "the sums of a name go on");
+}
+
+#[test]
+fn ten_thousand_names_that_come_and_go_leave_their_sums_and_nothing_else() {
+    use crate::usage::Count;
+    use crate::usage::tests::outcome;
+    const NAMES: u32 = 10_000;
+    const AT_ONCE: usize = 2_500;
+    let mut herd = two();
+    let tokens = crate::usage::Tokens { input: 1, cached: 0, output: 2 };
+    let count = crate::usage::Outcome { count: Count::Exact(tokens), ..outcome() };
+    let cells = herd.last().models["m:latest"].candidates.len();
+    let mut kept = None;
+    for first in (2..NAMES + 2).step_by(AT_ONCE) {
+        let names: Vec<u32> = (first..).take(AT_ONCE).collect();
+        herd.scripts.extend(names.iter().map(|_| Script { mood: Mood::Hangs, ..Script::ollama(&[]) }));
+        herd.reconfigure(&[&[0, 1], &names[..]].concat(), |_, _| {});
+        for name in names {
+            let any = Arc::clone(&herd.last().nodes[name as usize].any);
+            any.counters.started(crate::ids::WorkerId(0));
+            any.counters.count(crate::ids::WorkerId(0), &count);
+            // The stream of the last one runs on when its node has gone.
+            kept = Some(any);
+        }
+        herd.reconfigure(&[0, 1], |_, _| {});
+        // Nobody reads the older ones any more.
+        herd.snapshots.drain(..herd.snapshots.len() - 1);
+    }
+    herd.run(3_000);
+    let rows = |herd: &Herd| herd.last().used.all().iter().filter(|pair| !pair.is_gone()).count();
+    assert_eq!(rows(&herd), 1, "only what runs on has rows");
+    if let Some(any) = kept {
+        any.counters.ended(crate::ids::WorkerId(0));
+    }
+    herd.run(3_000);
+    assert_eq!(rows(&herd), 0);
+    let all = herd.last().used.all();
+    assert_eq!(
+        all.iter().map(|pair| (pair.starts(), pair.requests())).collect::<Vec<_>>(),
+        vec![(1, 1); NAMES as usize]
+    );
+    assert_eq!(all.iter().map(|pair| pair.tokens().output).sum::<u64>(), 2 * u64::from(NAMES));
+    assert_eq!(herd.last().models["m:latest"].candidates.len(), cells);
 }
 
 #[test]
