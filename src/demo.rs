@@ -119,7 +119,8 @@ fn say(line: &str) -> io::Result<()> {
 fn incident(now: u64, herd: &Herd) {
     let [_, node, ..] = herd.nodes() else { return };
     if now % ROUND == KILLED_AT {
-        let _ = say("      node-2 is killed: its streams end with an error in their own dialect, the rest goes elsewhere");
+        let _ =
+            say("      node-2 is killed: its streams end with an error in their own dialect, the rest goes elsewhere");
         node.kill();
     }
     if now % ROUND == BACK_AT {

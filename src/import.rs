@@ -165,7 +165,16 @@ fn store(import: &Import, data: &Path) -> Result<Imported, ImportError> {
     // A dry run on a directory that is not there yet makes none.
     let data = Some(data.to_owned()).filter(|data| !import.dry_run || data.join("ledger").is_dir());
     let mut writer = Writer::new(Arc::new(Names::new::<&str>(&[], &[], 0)), opener(data));
-    writer.open()?;
+    while let Err(error) = writer.open() {
+        match error {
+            LedgerError::Migrating { .. } if import.dry_run => {
+                let reason = "it is of an older version, and a dry run migrates nothing: start herdgate on it first";
+                return Err(LedgerError::Unavailable { reason: reason.into() }.into());
+            }
+            LedgerError::Migrating { .. } => {}
+            error => return Err(error.into()),
+        }
+    }
     let imported = writer.import(import)?;
     if imported.changed && !import.dry_run {
         writer.sync()?;

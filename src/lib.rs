@@ -7,7 +7,7 @@
 //!        -> routing (candidates in order) -> slots (reserve by one CAS, else wait in the model's queue)
 //!        -> upstream (own HTTP/1.1 client, per-worker pool) -> tail (bytes untouched; counts from the last record)
 //!        -> Outcome: permit released, counters bumped, one event on the ring
-//! ledger thread: rings -> fold by (minute, node, model, key) -> LMDB, one transaction a tick
+//! ledger thread: rings -> fold by (minute, node, model, key, outcome) -> LMDB, one transaction a tick
 //! control thread: polls nodes -> next Snapshot -> publish; samples counters -> broadcast -> SSE
 //! ```
 //!
@@ -15,7 +15,7 @@
 //!
 //! - **I1** in-flight is exact: count = live permits, never above a hard limit, zero at rest.
 //! - **I2** one Outcome per request.
-//! - **I3** the ledger is exact: by node = by model = by key = what the nodes reported.
+//! - **I3** the ledger is exact: by node = by model = by key = by outcome = what the nodes reported.
 //! - **I4** an event's minute is fixed at the event, before any queue.
 //! - **I5** one Snapshot per decision.
 //! - **I6** no retry once a byte has gone to the client.

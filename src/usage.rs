@@ -16,6 +16,7 @@ pub mod locked;
 pub mod lost;
 pub mod memory;
 pub mod meters;
+mod migration;
 pub mod names;
 mod query;
 pub mod recorder;

@@ -12,6 +12,8 @@ mod fixture;
 mod folding;
 #[path = "ledger/lost.rs"]
 mod lost;
+#[path = "ledger/migrating.rs"]
+mod migrating;
 #[path = "ledger/model.rs"]
 mod model;
 #[path = "ledger/process.rs"]
@@ -482,7 +484,7 @@ fn a_full_map_grows() {
     for round in 0..20_u32 {
         let mut writes = Writes::default();
         for row in 0..1000_u32 {
-            writes.put(Table::MinutesByTime, &[round.to_be_bytes(), row.to_be_bytes()].concat(), &[7; Row::BYTES]);
+            writes.put(Table::MinutesByTime, &[round.to_be_bytes(), row.to_be_bytes()].concat(), &[7; 138]);
         }
         store.commit(&writes).unwrap();
     }
@@ -492,7 +494,7 @@ fn a_full_map_grows() {
     let order = herdgate::usage::store::Order::Ascending;
     store
         .scan(Table::MinutesByTime, everything.0, everything.1, order, &mut |_, value| {
-            assert_eq!(value, [7; Row::BYTES]);
+            assert_eq!(value, [7; 138]);
             seen += 1;
             true
         })

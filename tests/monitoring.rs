@@ -342,9 +342,13 @@ async fn i9_a_question_to_ourselves_is_a_few_words() {
     let herd = herd(1);
     let proxy = Proxy::start(&herd.urls(), "").await;
     let most = 64 * 1024;
-    for path in
-        ["/api/stats", "/api/aggregate_time_series_days", "/herdgate/log", "/herdgate/reload", "/herdgate/nodes/x/drain"]
-    {
+    for path in [
+        "/api/stats",
+        "/api/aggregate_time_series_days",
+        "/herdgate/log",
+        "/herdgate/reload",
+        "/herdgate/nodes/x/drain",
+    ] {
         // Announced or not: it is refused before it is read, and parsed by nobody.
         let announced = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", most + 1);
         let chunk = format!("{:x}\r\n{}\r\n", most + 1, "1".repeat(most + 1));

@@ -126,7 +126,7 @@ const CONCURRENCY_EXCEPTIONS: &[(&str, &str, &str)] = &[
 
 /// Where `unsafe` may stand.
 const UNSAFE: &[(&str, &str)] = &[
-    ("src/usage/store.rs", "opening LMDB: flags, open, resize"),
+    ("src/usage/store/lmdb.rs", "opening LMDB: flags, open, resize"),
     ("tests/support/allocations.rs", "a counting allocator is an unsafe trait"),
 ];
 

@@ -115,6 +115,7 @@ fn ledger_state(ledger: &Health, now: u64) -> Value {
     let detail = match ledger.store {
         StoreState::Open => return json!({ "status": "ok" }),
         StoreState::Absent => "in memory: the store cannot be had",
+        StoreState::Migrating => "in memory: the store is of an older version",
         StoreState::Failing => "in memory: the store cannot be written",
         StoreState::Stalled => "in memory: the disk does not answer",
     };

@@ -1,6 +1,7 @@
 //! `GET /herdgate/usage`: what requests came to, by range, step and group, as JSON or CSV.
 //!
-//! Exact sums and estimates stand apart. What cannot be read is 400 with what is allowed.
+//! Exact sums and estimates stand apart. What cannot be read is 400 with what is allowed. Names come from outside: a cell
+//! of CSV must never begin as a formula does.
 
 use std::fmt::Write;
 
@@ -30,7 +31,6 @@ const ALLOWED: &str = "allowed are from and to (RFC 3339 as 2026-11-25T10:00:00Z
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Asked {
     query: UsageQuery,
-    by_outcome: bool,
     csv: bool,
 }
 
@@ -63,7 +63,7 @@ impl Asked {
             Some("day") => Step::Day,
             Some(other) => return Err(format!("step cannot be {other:?}")),
         };
-        let (group, by_outcome) = group(given("group").as_deref().unwrap_or("key,model"))?;
+        let group = group(given("group").as_deref().unwrap_or("key,model"))?;
         let csv = match given("format").as_deref() {
             None => accept.is_some_and(|accept| accept.to_ascii_lowercase().windows(8).any(|part| part == b"text/csv")),
             Some("json") => false,
@@ -88,22 +88,22 @@ impl Asked {
         }
         // Whole steps: half an hour of an hour would look like a quiet hour.
         let (from, to) = (from - from % unit, to.div_ceil(unit).saturating_mul(unit));
-        Ok(Self { query: UsageQuery { from, to, step, group, rows_max }, by_outcome, csv })
+        Ok(Self { query: UsageQuery { from, to, step, group, rows_max }, csv })
     }
 }
 
-fn group(text: &str) -> Result<(Group, bool), String> {
-    let (mut group, mut by_outcome) = (Group { node: false, model: false, key: false }, false);
+fn group(text: &str) -> Result<Group, String> {
+    let mut group = Group { node: false, model: false, key: false, outcome: false };
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         match part {
             "node" => group.node = true,
             "model" => group.model = true,
             "key" => group.key = true,
-            "outcome" => by_outcome = true,
+            "outcome" => group.outcome = true,
             other => return Err(format!("group cannot be {other:?}")),
         }
     }
-    Ok((group, by_outcome))
+    Ok(group)
 }
 
 /// A point in time as Unix seconds.
@@ -150,10 +150,9 @@ fn told(asked: &Asked, answer: &UsageAnswer) -> Answer {
     if asked.csv {
         return Answer { content_type: CSV, ..Answer::json(csv(asked, answer)) };
     }
-    let Asked { query, by_outcome, .. } = asked;
-    let groups = [("key", query.group.key), ("model", query.group.model), ("node", query.group.node)];
-    let groups = groups.into_iter().chain([("outcome", *by_outcome)]).filter(|(_, on)| *on).map(|(name, _)| name);
-    let rows = answer.rows.iter().flat_map(|sum| shown(sum, *by_outcome));
+    let query = &asked.query;
+    let groups = groups(query.group).into_iter().filter(|(_, on)| *on).map(|(name, _)| name);
+    let rows = answer.rows.iter().map(shown);
     let body = json!({
         "from": rfc3339(query.from),
         "to": rfc3339(query.to),
@@ -165,8 +164,18 @@ fn told(asked: &Asked, answer: &UsageAnswer) -> Answer {
     Answer::json(body.to_string())
 }
 
-/// One object a sum, or one an outcome: the ledger knows requests by outcome, and everything else by row alone.
-fn shown(sum: &UsageSum, by_outcome: bool) -> Vec<Value> {
+/// What a group may consist of, in the order of columns.
+const fn groups(group: Group) -> [(&'static str, bool); 4] {
+    [("key", group.key), ("model", group.model), ("node", group.node), ("outcome", group.outcome)]
+}
+
+/// The requests of one outcome need not be told apart once more.
+fn outcomes(sum: &UsageSum) -> Option<[(&'static str, u64); Ending::COUNT]> {
+    let each = std::array::from_fn(|place| (Ending::LABELS[place], sum.row.requests[place]));
+    sum.outcome.is_none().then_some(each)
+}
+
+fn shown(sum: &UsageSum) -> Value {
     let mut head = Map::new();
     head.insert("time".into(), rfc3339(sum.start).into());
     head.insert("step".into(), word(sum.step).into());
@@ -175,29 +184,24 @@ fn shown(sum: &UsageSum, by_outcome: bool) -> Vec<Value> {
             head.insert(name.into(), (**value).into());
         }
     }
-    let row = &sum.row;
-    if by_outcome {
-        let each = Ending::LABELS.into_iter().zip(row.requests).filter(|(_, requests)| *requests > 0);
-        let object = |(outcome, requests): (&str, u64)| {
-            let mut object = head.clone();
-            object.insert("outcome".into(), outcome.into());
-            object.insert("requests".into(), requests.into());
-            Value::Object(object)
-        };
-        return each.map(object).collect();
+    if let Some(outcome) = sum.outcome {
+        head.insert("outcome".into(), outcome.label().into());
     }
-    let outcomes: Map<String, Value> =
-        Ending::LABELS.into_iter().zip(row.requests).map(|(name, count)| (name.to_owned(), count.into())).collect();
+    let row = &sum.row;
     let tokens = |tokens: Tokens| json!({ "input": tokens.input, "cached": tokens.cached, "output": tokens.output });
     head.insert("requests".into(), row.requests_total().into());
-    head.insert("outcomes".into(), outcomes.into());
+    if let Some(outcomes) = outcomes(sum) {
+        let outcomes: Map<String, Value> =
+            outcomes.into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect();
+        head.insert("outcomes".into(), outcomes.into());
+    }
     head.insert("tokens_exact".into(), tokens(row.exact));
     head.insert("tokens_estimated".into(), tokens(row.estimated));
     for (name, seconds) in seconds(row) {
         head.insert(name.into(), seconds.into());
     }
     head.insert("first_bytes".into(), row.first_bytes.into());
-    vec![Value::Object(head)]
+    Value::Object(head)
 }
 
 /// Durations of a row. A GPU worked while the model was loaded, the prompt read and the answer written, as nodes say.
@@ -218,51 +222,39 @@ fn seconds(row: &Row) -> [(&'static str, f64); 6] {
 
 fn csv(asked: &Asked, answer: &UsageAnswer) -> String {
     let group = asked.query.group;
-    let mut out = String::from("time,step");
-    for (name, on) in [("key", group.key), ("model", group.model), ("node", group.node)] {
-        if on {
-            out.push(',');
-            out.push_str(name);
-        }
-    }
-    if asked.by_outcome {
-        out.push_str(",outcome,requests\r\n");
-    } else {
-        out.push_str(",requests,completed,client_gone,node_error_before,node_error_after,rejected");
-        for sure in ["exact", "estimated"] {
-            for kind in ["input", "cached", "output"] {
-                // Writing to a String cannot fail.
-                let _ = write!(out, ",tokens_{sure}_{kind}");
-            }
-        }
-        for (name, _) in seconds(&Row::default()) {
-            out.push(',');
-            out.push_str(name);
-        }
-        out.push_str(",first_bytes\r\n");
-    }
+    let outcomes = Ending::LABELS.into_iter().filter(|_| !group.outcome).map(str::to_owned);
+    let tokens = |sure: &'static str| ["input", "cached", "output"].map(|kind| format!("tokens_{sure}_{kind}"));
+    let columns: Vec<String> = ["time".to_owned(), "step".to_owned()]
+        .into_iter()
+        .chain(groups(group).into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()))
+        .chain(std::iter::once("requests".to_owned()))
+        .chain(outcomes)
+        .chain(["exact", "estimated"].into_iter().flat_map(tokens))
+        .chain(seconds(&Row::default()).map(|(name, _)| name.to_owned()))
+        .chain(std::iter::once("first_bytes".to_owned()))
+        .collect();
+    let mut out = columns.join(",");
+    out.push_str("\r\n");
     for sum in &answer.rows {
-        csv_rows(sum, asked.by_outcome, &mut out);
+        csv_row(sum, &mut out);
     }
     out
 }
 
-fn csv_rows(sum: &UsageSum, by_outcome: bool, out: &mut String) {
-    let mut head = format!("{},{}", rfc3339(sum.start), word(sum.step));
-    for value in [&sum.key, &sum.model, &sum.node].into_iter().flatten() {
-        head.push(',');
-        push_field(&mut head, value);
-    }
+fn csv_row(sum: &UsageSum, out: &mut String) {
     let row = &sum.row;
-    if by_outcome {
-        for (outcome, requests) in Ending::LABELS.into_iter().zip(row.requests).filter(|(_, requests)| *requests > 0) {
-            let _ = write!(out, "{head},{outcome},{requests}\r\n");
-        }
-        return;
+    // Writing to a String cannot fail.
+    let _ = write!(out, "{},{}", rfc3339(sum.start), word(sum.step));
+    for value in [&sum.key, &sum.model, &sum.node].into_iter().flatten() {
+        out.push(',');
+        push_field(out, value);
     }
-    let _ = write!(out, "{head},{}", row.requests_total());
+    if let Some(outcome) = sum.outcome {
+        let _ = write!(out, ",{}", outcome.label());
+    }
+    let _ = write!(out, ",{}", row.requests_total());
     let tokens = [row.exact, row.estimated].into_iter().flat_map(|sure| [sure.input, sure.cached, sure.output]);
-    for figure in row.requests.into_iter().chain(tokens) {
+    for figure in outcomes(sum).into_iter().flatten().map(|(_, requests)| requests).chain(tokens) {
         let _ = write!(out, ",{figure}");
     }
     for (_, seconds) in seconds(row) {
@@ -271,21 +263,23 @@ fn csv_rows(sum: &UsageSum, by_outcome: bool, out: &mut String) {
     let _ = write!(out, ",{}\r\n", row.first_bytes);
 }
 
-/// RFC 4180: quoted where it has to be.
+/// A name as a cell: quoted where RFC 4180 says so, and where a spreadsheet would read a formula, with an apostrophe
+/// before it and quoted. Source: OWASP, "CSV Injection".
 fn push_field(out: &mut String, value: &str) {
-    if value.contains([',', '"', '\n', '\r']) {
-        out.push('"');
-        out.push_str(&value.replace('"', "\"\""));
-        out.push('"');
-    } else {
-        out.push_str(value);
+    let is_formula = value.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
+    if !is_formula && !value.contains([',', ';', '\t', '"', '\n', '\r']) {
+        return out.push_str(value);
     }
+    out.push_str(if is_formula { "\"'" } else { "\"" });
+    out.push_str(&value.replace('"', "\"\""));
+    out.push('"');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::UnixMinute;
+    use crate::usage::series::Ended;
 
     /// 2026-11-25T10:30:20Z
     const NOW: u64 = 1_795_602_620;
@@ -317,8 +311,8 @@ mod tests {
     #[test]
     fn what_is_asked_has_defaults_and_whole_steps() {
         let asked = read("").unwrap();
-        assert_eq!((asked.query.step, asked.by_outcome, asked.csv), (Step::All, false, false));
-        assert_eq!(asked.query.group, Group { key: true, model: true, node: false });
+        assert_eq!((asked.query.step, asked.csv), (Step::All, false));
+        assert_eq!(asked.query.group, Group { key: true, model: true, node: false, outcome: false });
         assert_eq!((asked.query.from, asked.query.to), (NOW - 20 - DAY, NOW + 40));
         let on_the_minute = Asked::read("", None, NOW - 20, 10).unwrap();
         assert_eq!(on_the_minute.query.to, NOW + 40, "the minute that has just begun counts");
@@ -327,7 +321,7 @@ mod tests {
             (asked.query.from % HOUR, asked.query.to % HOUR, asked.query.to - asked.query.from),
             (0, 0, 2 * HOUR)
         );
-        assert!(asked.by_outcome && asked.csv && asked.query.group.node && !asked.query.group.key);
+        assert!(asked.query.group.outcome && asked.csv && asked.query.group.node && !asked.query.group.key);
         assert!(Asked::read("", Some(b"text/html, Text/CSV;q=0.9"), NOW, 10).unwrap().csv);
         assert!(!Asked::read("format=json", Some(b"text/csv"), NOW, 10).unwrap().csv);
     }
@@ -367,6 +361,7 @@ mod tests {
             node: None,
             model: Some("m,\"x\"".into()),
             key: Some("ops".into()),
+            outcome: None,
             row,
         };
         UsageAnswer { rows: vec![sum], folded_before: UnixMinute(0) }
@@ -406,16 +401,49 @@ mod tests {
 
     #[test]
     fn outcomes_have_rows_of_their_own() {
-        let asked = read("group=outcome,key&format=csv").unwrap();
-        let text = String::from_utf8(told(&asked, &answer()).body.to_vec()).unwrap();
-        assert!(text.starts_with("time,step,key,outcome,requests\r\n"), "{text}");
-        let asked = read("group=outcome").unwrap();
-        let body: Value = serde_json::from_slice(&told(&asked, &answer()).body).unwrap();
-        let rows: Vec<_> =
-            body["rows"].as_array().unwrap().iter().map(|row| (&row["outcome"], &row["requests"])).collect();
+        let mut answer = answer();
+        answer.rows[0].row.requests = [0, 4, 0, 0, 0];
+        answer.rows[0].outcome = Some(Ended::of(Ending::ClientGone));
+        let text = String::from_utf8(told(&read("group=outcome,key,model&format=csv").unwrap(), &answer).body.to_vec())
+            .unwrap();
+        let lines: Vec<&str> = text.split("\r\n").collect();
+        assert!(lines[0].starts_with("time,step,key,model,outcome,requests,tokens_exact_input,"), "{text}");
         assert_eq!(
-            rows,
-            [(&json!("completed"), &json!(3)), (&json!("client_gone"), &json!(1)), (&json!("rejected"), &json!(2))]
+            lines[1],
+            "2026-11-25T10:30:00Z,minute,ops,\"m,\"\"x\"\"\",client_gone,4,10,4,20,1,0,2,2,0.5,0.25,1.25,1.5,0.4,4"
         );
+        let body: Value = serde_json::from_slice(&told(&read("group=outcome").unwrap(), &answer).body).unwrap();
+        let row = &body["rows"][0];
+        assert_eq!((&row["outcome"], &row["requests"]), (&json!("client_gone"), &json!(4)));
+        assert_eq!((&row["tokens_exact"]["output"], &row["gpu_seconds"]), (&json!(20), &json!(2.0)));
+        assert_eq!(row.get("outcomes"), None, "said once");
+        answer.rows[0].outcome = Some(Ended::MIXED);
+        let body: Value = serde_json::from_slice(&told(&read("group=outcome").unwrap(), &answer).body).unwrap();
+        assert_eq!(body["rows"][0]["outcome"], "_mixed");
+    }
+
+    #[test]
+    fn no_cell_of_a_name_begins_a_formula() {
+        for (name, cell) in [
+            ("=HYPERLINK(\"http://x\")", "\"'=HYPERLINK(\"\"http://x\"\")\""),
+            ("+1", "\"'+1\""),
+            ("-1", "\"'-1\""),
+            ("@SUM(A1)", "\"'@SUM(A1)\""),
+            ("\t=1", "\"'\t=1\""),
+            ("\r=1", "\"'\r=1\""),
+            ("＝1", "\"'＝1\""),
+            ("a;=1", "\"a;=1\""),
+            ("llama3.2:latest", "llama3.2:latest"),
+            ("hf.co/a-b/c=d", "hf.co/a-b/c=d"),
+        ] {
+            let mut out = String::new();
+            push_field(&mut out, name);
+            assert_eq!(out, cell);
+        }
+        let mut answer = answer();
+        answer.rows[0].key = Some("=cmd".into());
+        let text = String::from_utf8(told(&read("format=csv").unwrap(), &answer).body.to_vec()).unwrap();
+        assert!(text.contains("minute,\"'=cmd\",\"m,"), "{text}");
+        assert!(text.ends_with(",2,0.5,0.25,1.25,1.5,0.4,4\r\n"), "figures stay figures: {text}");
     }
 }

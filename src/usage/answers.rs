@@ -3,7 +3,7 @@
 //! Node and model are names, not ids: the ledger also knows nodes and models of earlier configurations.
 
 use super::Tokens;
-use super::series::Row;
+use super::series::{Ended, Row};
 use crate::clock::Millis;
 use crate::ids::{UnixDay, UnixMinute};
 use crate::sync::Arc;
@@ -121,6 +121,7 @@ pub struct Group {
     pub node: bool,
     pub model: bool,
     pub key: bool,
+    pub outcome: bool,
 }
 
 /// A question about usage.
@@ -151,6 +152,8 @@ pub struct UsageSum {
     pub model: Option<Arc<str>>,
     /// The router key, if grouped by it.
     pub key: Option<Arc<str>>,
+    /// How its requests ended, if grouped by it.
+    pub outcome: Option<Ended>,
     /// The sums.
     pub row: Row,
 }
@@ -158,7 +161,7 @@ pub struct UsageSum {
 /// The answer to a question about usage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UsageAnswer {
-    /// By time, then key, model, node.
+    /// By time, then key, model, node, outcome.
     pub rows: Vec<UsageSum>,
     /// Minutes before this one stand in their days alone.
     pub folded_before: UnixMinute,
@@ -172,6 +175,8 @@ pub enum StoreState {
     Absent,
     /// The store is open and the last commit succeeded.
     Open,
+    /// The store is of an older schema and is being migrated: what comes is in memory until that is done.
+    Migrating,
     /// The store was had, but commits fail: what came since is in memory.
     Failing,
     /// The store was had, and does not come back from what it was given: what came since is in memory.

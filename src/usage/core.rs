@@ -347,6 +347,7 @@ impl Core {
             }
             match report {
                 Report::Opened(Ok(opened)) => self.opened(opened, now),
+                Report::Opened(Err(error @ LedgerError::Migrating { .. })) => self.migrating(&error, now),
                 Report::Opened(Err(error)) => self.failed(error, now),
                 Report::Written(batch, result) => {
                     self.fold.settle(batch, result.is_ok());
@@ -373,8 +374,23 @@ impl Core {
             }
         }
         // While commits fail it is not well again before one succeeds.
-        if self.health.store == StoreState::Absent || !self.fold.is_dirty() {
+        if matches!(self.health.store, StoreState::Absent | StoreState::Migrating) || !self.fold.is_dirty() {
             self.health.store = StoreState::Open;
+        }
+    }
+
+    /// The store will be had: the next part of its migration is given at once.
+    fn migrating(&mut self, how_far: &LedgerError, now: Millis) {
+        self.retry_at = now;
+        let only_looked = matches!(how_far, LedgerError::Migrating { done: 0, .. });
+        if only_looked && self.health.store == StoreState::Absent && self.health.commits_failed > 0 {
+            // Opened once more after a failure: what is wrong is said for as long as it may go on.
+            return;
+        }
+        self.health.store = StoreState::Migrating;
+        self.health.last_error = Some(how_far.to_string().into());
+        if let Some(ending) = &mut self.ending {
+            ending.since = now;
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::fold::RowId;
 use super::names::{NONE, Names, OTHER, UNKNOWN};
 use super::series::{StoredId, StoredParty};
 use super::store::{Order, Read, StoreError, Table, Writes};
@@ -63,8 +64,10 @@ impl Dictionary {
     }
 
     /// The stored ids of a row's process ids, given out now where there are none.
-    pub(super) fn party(&mut self, names: &Names, node: NodeId, model: ModelId, key: KeyId) -> StoredParty {
-        StoredParty { node: self.node(names, node), model: self.model(names, model), key: self.key(names, key) }
+    pub(super) fn party(&mut self, names: &Names, id: RowId) -> StoredParty {
+        let RowId { node, model, key, ended, .. } = id;
+        let (node, model, key) = (self.node(names, node), self.model(names, model), self.key(names, key));
+        StoredParty { node, model, key, ended }
     }
 
     fn node(&mut self, names: &Names, id: NodeId) -> StoredId {

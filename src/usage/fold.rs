@@ -11,18 +11,19 @@
 //! is left out and counted: the meters have it, the ledger does not.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use super::Outcome;
 use super::answers::Bucket;
 use super::lost::LostRow;
-use super::series::{self, Row};
+use super::series::{self, Ended, Row};
 use crate::clock::Millis;
 use crate::ids::{KeyId, ModelId, NodeId, UnixMinute};
 use crate::mix::Mix;
 
-/// Rows in memory: 64 MiB at 512 bytes a row (344 of its own, the rest is the hash table's slack).
-pub const ROWS_MAX: usize = (64 << 20) / 512;
+/// Rows in memory: what a table of 131,072 places takes before it doubles. With its queue and one batch it has 52 MiB.
+pub const ROWS_MAX: usize = (1 << 17) / 8 * 7;
+const _: () = assert!(size_of::<(RowId, Entry)>() * (1 << 17) <= 48 << 20, "rows in memory are to stay within 64 MiB");
 /// Rows in one batch: some 5 MB of copies, and a commit of some 50 ms.
 const BATCH_MAX: usize = 16_384;
 /// A row that the store has is forgotten when nobody touched it for this long: two minutes, so that the open minute
@@ -32,7 +33,7 @@ const FORGET_AFTER_MS: Millis = 120_000;
 const SWEEP_EACH_MS: Millis = 10_000;
 
 /// Whose row it is, in the process' ids.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RowId {
     /// Minute, day or all time.
     pub bucket: Bucket,
@@ -42,6 +43,17 @@ pub struct RowId {
     pub model: ModelId,
     /// Router key.
     pub key: KeyId,
+    /// How its requests ended.
+    pub ended: Ended,
+}
+
+impl Hash for RowId {
+    /// Two ids a word: hashing is a good part of what folding an event costs.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.bucket.hash(hasher);
+        hasher.write_u64(u64::from(self.node.0) << 32 | u64::from(self.model.0));
+        hasher.write_u64(u64::from(self.key.0) << 8 | u64::from(self.ended.0));
+    }
 }
 
 /// A row in memory.
@@ -142,20 +154,20 @@ impl Fold {
 
     /// Adds an event to its minute (or its day, if that minute was folded) and to its total.
     pub fn add(&mut self, event: &Outcome, now: Millis) {
-        let of = (event.node, event.model, event.key);
+        let of = (event.node, event.model, event.key, Ended::of(event.ending));
         self.add_row(event.minute, of, &Row::of(event), 1, now);
     }
 
     /// Adds what dropped events came to, under the key `_lost`.
     pub fn add_lost(&mut self, lost: &LostRow, now: Millis) {
-        let of = (lost.node, lost.model, KeyId::LOST);
+        let of = (lost.node, lost.model, KeyId::LOST, lost.ended);
         self.add_row(lost.minute, of, &lost.row, lost.row.requests_total(), now);
     }
 
     fn add_row(
         &mut self,
         minute: UnixMinute,
-        (node, model, key): (NodeId, ModelId, KeyId),
+        (node, model, key, ended): (NodeId, ModelId, KeyId, Ended),
         row: &Row,
         events: u64,
         now: Millis,
@@ -163,7 +175,7 @@ impl Fold {
         let folded = minute < self.folded_before;
         let far = !folded && series::is_far(minute, self.newest);
         let bucket = if folded { series::day_of(minute) } else { Bucket::Minute(minute) };
-        let id = |bucket| RowId { bucket, node, model, key };
+        let id = |bucket| RowId { bucket, node, model, key, ended };
         let (mut detail, total) = (id(bucket), id(Bucket::Total));
         if self.rows.len() + 2 > self.rows_max && !self.room_for(detail, total, now) {
             // The minute has no room; its day may be here already.
@@ -226,7 +238,7 @@ impl Fold {
             .filter(|(_, entry)| !entry.in_batch)
             .filter_map(|(id, _)| if let Bucket::Minute(minute) = id.bucket { Some((minute, *id)) } else { None })
             .collect();
-        minutes.sort_unstable_by_key(|(minute, id)| (*minute, id.node, id.model, id.key));
+        minutes.sort_unstable_by_key(|(minute, id)| (*minute, id.node, id.model, id.key, id.ended));
         for (minute, id) in minutes {
             if self.rows.len() <= self.rows_max - self.rows_max / 8 {
                 break;
@@ -344,7 +356,7 @@ impl Fold {
                 _ => None,
             })
             .collect();
-        late.sort_unstable_by_key(|(minute, id)| (*minute, id.node, id.model, id.key));
+        late.sort_unstable_by_key(|(minute, id)| (*minute, id.node, id.model, id.key, id.ended));
         for (minute, id) in late {
             self.move_to_day(minute, id, now);
         }

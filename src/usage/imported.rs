@@ -5,7 +5,7 @@
 //!
 //! # How they are stored
 //! As rows of a router key of their own ([`IMPORTED`], or `_imported:SOURCE`): node, model and time as everywhere, the
-//! tokens in the place of exact ones, no requests. So they add up wherever sums over keys are shown, stand apart
+//! tokens in the place of exact ones, no requests, among what completed (it counted nothing else). So they add up wherever sums over keys are shown, stand apart
 //! wherever keys are, and the format of the store is what it was. Nobody else writes rows of such a key.
 //!
 //! # How an import joins what an earlier one brought
@@ -28,7 +28,7 @@ use super::answers::{Bucket, TokenCount};
 use super::dictionary::{Dictionary, Kind};
 use super::names::{NONE, UNKNOWN};
 use super::query::{self, ALL};
-use super::series::{self, Row, StoredId, StoredParty};
+use super::series::{self, Ended, Row, StoredId, StoredParty};
 use super::store::{Order, Read, StoreError, Table, Writes};
 use crate::ids::{UnixDay, UnixMinute};
 
@@ -216,7 +216,7 @@ pub(super) fn plan(
         (Plan { writes: Writes::default(), said: Imported::default(), with_tokens: Vec::new() }, HashMap::new());
     for given in &import.pairs {
         let pair = (id_of(dictionary, Kind::Node, &given.node), id_of(dictionary, Kind::Model, &given.model));
-        let party = StoredParty { node: pair.0, model: pair.1, key };
+        let party = StoredParty { node: pair.0, model: pair.1, key, ended: Ended::COMPLETED };
         let old = stored.get(&pair).cloned().unwrap_or_default();
         seen.insert(pair, ());
         let names = (given.node.clone(), given.model.clone());
@@ -241,7 +241,7 @@ pub(super) fn plan(
         });
     }
     for (pair, old) in stored.iter().filter(|(pair, old)| !seen.contains_key(*pair) && **old != Sums::default()) {
-        let party = StoredParty { node: pair.0, model: pair.1, key };
+        let party = StoredParty { node: pair.0, model: pair.1, key, ended: Ended::COMPLETED };
         let (node, model) = (dictionary.name(Kind::Node, pair.0), dictionary.name(Kind::Model, pair.1));
         let (node, model) = (node.to_string(), model.to_string());
         if import.replace {

@@ -18,20 +18,23 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | `schema` | u32, 1 |
+//! | `meta` | `schema` | u32, 2 |
+//! | `meta` | `migration` | while rows are rewritten from an older schema: how far that has come |
 //! | `meta` | `folded_before` | u32, first minute that was never folded |
 //! | `dictionary` | kind u8 (1 node, 2 model, 3 router key), id u32 | the name, UTF-8 |
 //! | `pairs` | node, model | u32, place in the order in which pairs first had tokens |
-//! | `totals` | node, model, key | row: all time |
-//! | `minutes_by_time` | minute, node, model, key | row |
-//! | `minutes_by_model` | model, minute, node, key | the same row |
-//! | `days_by_time` | day, node, model, key | row: what was folded out of that day's minutes |
-//! | `days_by_model` | model, day, node, key | the same row |
+//! | `totals` | node, model, key, ended | row: all time |
+//! | `minutes_by_time` | minute, node, model, key, ended | row |
+//! | `minutes_by_model` | model, minute, node, key, ended | the same row |
+//! | `days_by_time` | day, node, model, key, ended | row: what was folded out of that day's minutes |
+//! | `days_by_model` | model, day, node, key, ended | the same row |
 //!
-//! Parts of keys are u32; all numbers are big-endian. A row is 138 bytes: version (1), flags (bit 0: far from the newest
-//! minute), 17 u64 (series.rs). Minutes and days count from 1970 in UTC. Ids are the ledger's own, given out from 16
-//! and never reused; below: 0 none or unknown, 1 other. A minute costs one row per (node, model, key), however many
-//! requests it saw. Every request stands in exactly one minute row or day row, and in its total.
+//! Parts of keys are u32, but for `ended`, a byte: how the row's requests ended (0 to 4 in the order of `Ending::LABELS`;
+//! 255 for several endings that schema 1 had added up). All numbers are big-endian. A row is version (2), flags (bit 0:
+//! far from the newest minute), a u32 that says which of 17 figures are not zero, and those as u64 (series.rs): some 70
+//! bytes. Minutes and days count from 1970 in UTC. Ids are the ledger's own, given out from 16 and never reused; below:
+//! 0 none or unknown, 1 other. A minute costs one row per (node, model, key) and ending that was seen, however many
+//! requests. Every request stands in exactly one minute row or day row, and in its total.
 //!
 //! # Rules
 //! - A row is written as an absolute sum. Its first touch in memory reads what is stored and adds, so a restart or a
@@ -50,8 +53,9 @@
 //! `ledger.fold_after`, each hour. Totals, days and names are never deleted.
 //!
 //! # Versions
-//! A newer schema is refused before a byte is written; an older one is migrated on a copy (none exists yet).
-//! `tests/fixtures/ledger-v1` holds a store of this format that every later herdgate must open.
+//! A newer schema is refused before a byte is written. An older one is copied beside itself and migrated in place
+//! (migration.rs), while the ledger goes on in memory. `tests/fixtures/ledger-v1` holds a store of schema 1 that every
+//! later herdgate must open.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,7 +71,7 @@ use super::memory::MemoryStore;
 use super::names::Names;
 use super::recorder::Ring;
 use super::speed::Speed;
-use super::store::LmdbStore;
+use super::store::{LmdbStore, SCHEMA};
 use super::writer::{Ask, Desk, Opener, Reply, Writer};
 use crate::clock::{Clock, Millis, millis};
 use crate::config::LedgerConfig;
@@ -134,6 +138,14 @@ pub enum LedgerError {
         /// The system's reason.
         reason: String,
     },
+    /// The store is of an older schema, and being migrated.
+    #[error("the ledger is migrated to schema {SCHEMA}: {done} of {of} rows")]
+    Migrating {
+        /// Rows rewritten since the start.
+        done: u64,
+        /// Rows there are.
+        of: u64,
+    },
     /// The ledger did not answer in time (a stalled disk).
     #[error("the ledger does not answer")]
     Busy,
@@ -186,11 +198,16 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Held`], [`LedgerError::Newer`] and [`LedgerError::Damaged`] unless `ledger.required` is false. A
-    /// directory that cannot be written is no error: the ledger runs in memory until it can.
+    /// directory that cannot be written is no error, nor a store that has to be migrated: the ledger runs in memory until
+    /// it can be had.
     pub fn start(setup: Setup) -> Result<(Self, LedgerThreads), LedgerError> {
         let mut writer = Writer::new(setup.names, opener(setup.data));
         let opened = match writer.open() {
             Ok(opened) => opened,
+            Err(how_far @ LedgerError::Migrating { .. }) => {
+                tracing::info!(%how_far, "the store is of an older version: the ledger is kept in memory until it is not");
+                None
+            }
             Err(error) if setup.config.required && !matches!(error, LedgerError::Unavailable { .. }) => {
                 return Err(error);
             }

@@ -5,13 +5,13 @@
 //! wait, and never grow beyond its bound.
 
 use super::Outcome;
-use super::series::Row;
+use super::series::{Ended, Row};
 use crate::ids::{ModelId, NodeId, UnixMinute};
 
-/// Rows of their own; what comes beyond adds up under no node and [`ModelId::OTHER`], minute by minute.
+/// Rows of their own; what comes beyond adds up under no node and [`ModelId::OTHER`], by minute and ending.
 const ROWS_MAX: usize = 256;
 
-/// Requests of one minute, node and model whose events were dropped.
+/// Requests of one minute, node, model and ending whose events were dropped.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct LostRow {
     /// The minute of their end.
@@ -20,13 +20,15 @@ pub struct LostRow {
     pub node: NodeId,
     /// The model.
     pub model: ModelId,
+    /// How they ended.
+    pub ended: Ended,
     /// What they came to.
     pub row: Row,
 }
 
 impl LostRow {
     fn is_of(&self, other: &Self) -> bool {
-        (self.minute, self.node, self.model) == (other.minute, other.node, other.model)
+        (self.minute, self.node, self.model, self.ended) == (other.minute, other.node, other.model, other.ended)
     }
 }
 
@@ -45,7 +47,8 @@ impl Lost {
     /// Adds an event.
     #[cold]
     pub(super) fn add(&mut self, event: &Outcome) {
-        let own = LostRow { minute: event.minute, node: event.node, model: event.model, row: Row::of(event) };
+        let &Outcome { minute, node, model, ending, .. } = event;
+        let own = LostRow { minute, node, model, ended: Ended::of(ending), row: Row::of(event) };
         if self.merge(&own) {
             return;
         }
@@ -53,7 +56,7 @@ impl Lost {
             return self.rows.push(own);
         }
         let shared = LostRow { node: NodeId::NONE, model: ModelId::OTHER, ..own };
-        // At most one more a minute, and a minute is handed over long before the next is full.
+        // At most one more a minute and ending, and a minute is handed over long before the next is full.
         if !self.merge(&shared) {
             self.rows.push(shared);
         }

@@ -14,7 +14,7 @@ use crate::ids::{UnixDay, UnixMinute};
 use crate::sync::Arc;
 
 /// Smallest and greatest key of a table, whatever its length.
-pub(super) const ALL: (&[u8], &[u8]) = (&[], &[0xff; 16]);
+pub(super) const ALL: (&[u8], &[u8]) = (&[], &[0xff; 18]);
 
 /// Decodes a row, or says that the store is damaged.
 pub(super) fn decode(bytes: &[u8]) -> Result<Row, StoreError> {
@@ -46,10 +46,9 @@ pub(super) fn scan_rows<K>(
 }
 
 /// Keys of minutes or days within inclusive times.
-pub(super) fn times(from: u32, to: u32) -> ([u8; 16], [u8; 16]) {
-    let edge =
-        |time, id| series::by_time(time, StoredParty { node: StoredId(id), model: StoredId(id), key: StoredId(id) });
-    (edge(from, 0), edge(to, u32::MAX))
+pub(super) fn times(from: u32, to: u32) -> ([u8; 17], [u8; 17]) {
+    let [least, most] = StoredParty::EDGES;
+    (series::by_time(from, least), series::by_time(to, most))
 }
 
 /// All-time tokens per (node, model) that ever had any, in order of first sight.
@@ -101,11 +100,11 @@ pub(super) fn stats(view: &dyn Read, names: &Dictionary, model: &str) -> Result<
         true
     })?;
     stats.totals = (totals != Tokens::default()).then_some(totals);
-    let edge = |time, id| series::by_model(time, StoredParty { node: StoredId(id), model, key: StoredId(id) });
     let mut points: Vec<(u32, StoredId, Tokens)> = Vec::new();
     let mut shares: BTreeMap<Arc<str>, u64> = BTreeMap::new();
     let mut share: HashMap<StoredId, u64> = HashMap::new();
-    let span: (&[u8], &[u8]) = (&edge(0, 0), &edge(u32::MAX, u32::MAX));
+    let [least, most] = StoredParty::EDGES.map(|edge| StoredParty { model, ..edge });
+    let span: (&[u8], &[u8]) = (&series::by_model(0, least), &series::by_model(u32::MAX, most));
     scan_rows(view, Table::MinutesByModel, span, Order::Descending, series::split_by_model, |(minute, party), row| {
         let tokens = row.tokens();
         if tokens.total() == 0 {
@@ -113,7 +112,7 @@ pub(super) fn stats(view: &dyn Read, names: &Dictionary, model: &str) -> Result<
         }
         let sum = share.entry(party.node).or_default();
         *sum = sum.saturating_add(tokens.total());
-        // Rows of one (minute, node) are neighbours: they differ in the key alone.
+        // Rows of one (minute, node) are neighbours: they differ in the key and the ending alone.
         let full = points.len() == SERIES_MAX;
         match points.last_mut() {
             Some((last_minute, node, sum)) if (*last_minute, *node) == (minute, party.node) => *sum = sum.plus(tokens),
@@ -138,10 +137,22 @@ pub(super) fn stats(view: &dyn Read, names: &Dictionary, model: &str) -> Result<
     Ok(stats)
 }
 
-/// Rows of a span.
+/// Rows of a span, whatever their ending.
 pub(super) fn rows(view: &dyn Read, names: &Dictionary, span: Span) -> Result<Vec<NamedRow>, StoreError> {
-    let mut rows = Vec::new();
-    let mut push = |bucket, party: StoredParty, row| {
+    let mut rows: Vec<NamedRow> = Vec::new();
+    let mut before = None;
+    let mut push = |bucket, party: StoredParty, row: Row| {
+        // Endings of one row are neighbours.
+        let own = Some((bucket, party.node, party.model, party.key));
+        if std::mem::replace(&mut before, own) == own
+            && let Some(last) = rows.last_mut()
+        {
+            last.row.merge(&row);
+            return true;
+        }
+        if rows.len() == SERIES_MAX {
+            return false;
+        }
         rows.push(NamedRow {
             bucket,
             node: names.name(Kind::Node, party.node),
@@ -149,7 +160,7 @@ pub(super) fn rows(view: &dyn Read, names: &Dictionary, span: Span) -> Result<Ve
             key: names.name(Kind::Key, party.key),
             row,
         });
-        rows.len() < SERIES_MAX
+        true
     };
     let ascending = Order::Ascending;
     match span {

@@ -4,25 +4,26 @@
 //!
 //! | table | key | bytes |
 //! |---|---|---|
-//! | minutes by time | minute, node, model, key | 16 |
-//! | minutes by model | model, minute, node, key | 16 |
-//! | days by time | day, node, model, key | 16 |
-//! | days by model | model, day, node, key | 16 |
-//! | totals | node, model, key | 12 |
+//! | minutes by time | minute, node, model, key, ended | 17 |
+//! | minutes by model | model, minute, node, key, ended | 17 |
+//! | days by time | day, node, model, key, ended | 17 |
+//! | days by model | model, day, node, key, ended | 17 |
+//! | totals | node, model, key, ended | 13 |
 //! | pairs | node, model | 8 |
 //! | dictionary | kind, id | 5 |
 //!
-//! Every part is a u32 (the kind a u8). Ids are the ledger's own ([`StoredId`]), never the process' dense ids.
-//! A value is a version byte, a flags byte and [`Row::FIGURES`] big-endian u64; both tables of a bucket hold it whole.
+//! Every part is a u32 (the kind and [`Ended`] a u8). Ids are the ledger's own ([`StoredId`]), never the process' dense
+//! ids. A value is a version byte, a flags byte, a u32 whose bit `i` says that figure `i` of [`Row::FIGURES`] is not
+//! zero, and those that are not as big-endian u64; both tables of a bucket hold it whole.
 
 use super::answers::Bucket;
 use super::{Count, Ending, Outcome, Tokens};
 use crate::ids::{UnixDay, UnixMinute};
 
 /// Version byte of an encoded row.
-const ROW_VERSION: u8 = 1;
+const ROW_VERSION: u8 = 2;
 
-/// Sums over the requests of one (bucket, node, model, key).
+/// Sums over the requests of one (bucket, node, model, key), of one ending in the store and of all in most answers.
 ///
 /// All sums saturate: a node that reports absurd numbers cannot wrap them.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -52,8 +53,8 @@ pub struct Row {
 impl Row {
     /// u64 figures in an encoded row.
     pub const FIGURES: usize = Ending::COUNT + 12;
-    /// Length of an encoded row.
-    pub const BYTES: usize = 2 + 8 * Self::FIGURES;
+    /// Length of an encoded row without figures; each that is not zero adds eight.
+    pub const HEAD_BYTES: usize = 6;
 
     /// The row of a single request.
     #[must_use]
@@ -134,29 +135,42 @@ impl Row {
 
     /// Its bytes in the store.
     #[must_use]
-    pub fn encode(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        bytes[0] = ROW_VERSION;
-        bytes[1] = u8::from(self.far);
-        for (place, figure) in bytes[2..].chunks_exact_mut(8).zip(self.figures()) {
-            place.copy_from_slice(&figure.to_be_bytes());
+    pub fn encode(&self) -> EncodedRow {
+        let mut row = EncodedRow { bytes: [0; _], len: Self::HEAD_BYTES };
+        let mut mask = 0_u32;
+        for (place, figure) in self.figures().into_iter().enumerate().filter(|(_, figure)| *figure != 0) {
+            mask |= 1 << place;
+            row.bytes[row.len..row.len + 8].copy_from_slice(&figure.to_be_bytes());
+            row.len += 8;
         }
-        bytes
+        (row.bytes[0], row.bytes[1]) = (ROW_VERSION, u8::from(self.far));
+        row.bytes[2..Self::HEAD_BYTES].copy_from_slice(&mask.to_be_bytes());
+        row
     }
 
     /// Reads its bytes back; `None` if they are not a row of this version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != Self::BYTES || bytes[0] != ROW_VERSION {
+        let (head, mut rest) = bytes.split_at_checked(Self::HEAD_BYTES)?;
+        let mask = u32::from_be_bytes(head[2..].try_into().ok()?);
+        if head[0] != ROW_VERSION || mask >> Self::FIGURES != 0 || rest.len() != 8 * mask.count_ones() as usize {
             return None;
         }
         let mut figures = [0_u64; Self::FIGURES];
-        for (figure, place) in figures.iter_mut().zip(bytes[2..].chunks_exact(8)) {
-            *figure = u64::from_be_bytes(place.try_into().ok()?);
+        for figure in
+            figures.iter_mut().enumerate().filter(|(place, _)| mask >> place & 1 == 1).map(|(_, figure)| figure)
+        {
+            let (first, more) = rest.split_first_chunk()?;
+            (*figure, rest) = (u64::from_be_bytes(*first), more);
         }
+        Some(Self::of_figures(figures, head[1] & 1 == 1))
+    }
+
+    /// A row of these figures in the order of the format.
+    pub(super) fn of_figures(figures: [u64; Self::FIGURES], far: bool) -> Self {
         let [r0, r1, r2, r3, r4, ei, ec, eo, si, sc, so, load_ns, prompt_eval_ns, eval_ns, queue_us, first, firsts] =
             figures;
-        Some(Self {
+        Self {
             requests: [r0, r1, r2, r3, r4],
             exact: Tokens { input: ei, cached: ec, output: eo },
             estimated: Tokens { input: si, cached: sc, output: so },
@@ -166,8 +180,46 @@ impl Row {
             queue_us,
             first_byte_us: first,
             first_bytes: firsts,
-            far: bytes[1] & 1 == 1,
-        })
+            far,
+        }
+    }
+}
+
+/// The bytes of a row, as many as it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodedRow {
+    bytes: [u8; Row::HEAD_BYTES + 8 * Row::FIGURES],
+    len: usize,
+}
+
+impl std::ops::Deref for EncodedRow {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// How the requests of a stored row ended: the last part of its key, so that what was spent on each ending adds up apart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Ended(pub u8);
+
+impl Ended {
+    /// What completed, and what an earlier accounting brought: it counted nothing else.
+    pub const COMPLETED: Self = Self::of(Ending::Completed);
+    /// Requests of several endings that schema 1 had added up: nobody can tell any more what was spent on which.
+    pub const MIXED: Self = Self(u8::MAX);
+
+    /// Of one request.
+    #[must_use]
+    pub const fn of(ending: Ending) -> Self {
+        Self(ending.index() as u8)
+    }
+
+    /// Its name in answers.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        Ending::LABELS.get(usize::from(self.0)).unwrap_or(&"_mixed")
     }
 }
 
@@ -184,7 +236,7 @@ impl StoredId {
     pub const FIRST: Self = Self(16);
 }
 
-/// Whose row it is, in stored ids.
+/// Whose row it is, in stored ids, and of which ending.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StoredParty {
     /// Node.
@@ -193,15 +245,40 @@ pub struct StoredParty {
     pub model: StoredId,
     /// Router key.
     pub key: StoredId,
+    /// How its requests ended.
+    pub ended: Ended,
 }
 
-/// Joins u32 parts, big-endian.
+impl StoredParty {
+    /// The smallest and the greatest there can be.
+    pub(super) const EDGES: [Self; 2] = [Self::edge(0), Self::edge(u8::MAX)];
+
+    const fn edge(byte: u8) -> Self {
+        let id = StoredId(u32::from_be_bytes([byte; 4]));
+        Self { node: id, model: id, key: id, ended: Ended(byte) }
+    }
+}
+
+/// Joins u32 parts, big-endian; a byte that is left over is 0.
 fn join<const PARTS: usize, const BYTES: usize>(parts: [u32; PARTS]) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     for (place, part) in bytes.chunks_exact_mut(4).zip(parts) {
         place.copy_from_slice(&part.to_be_bytes());
     }
     bytes
+}
+
+/// Joins u32 parts and the ending behind them.
+fn join_row<const PARTS: usize, const BYTES: usize>(parts: [u32; PARTS], ended: Ended) -> [u8; BYTES] {
+    let mut bytes = join(parts);
+    bytes[PARTS * 4] = ended.0;
+    bytes
+}
+
+/// Splits the key of a row into its u32 parts and the ending; `None` if it has another length.
+fn split_row<const PARTS: usize>(key: &[u8]) -> Option<([u32; PARTS], Ended)> {
+    let (ended, parts) = key.split_last()?;
+    Some((split(parts)?, Ended(*ended)))
 }
 
 /// Splits a key into its u32 parts; `None` if it has another length.
@@ -219,41 +296,41 @@ pub fn split<const PARTS: usize>(key: &[u8]) -> Option<[u32; PARTS]> {
 
 /// Key by time: of minutes and of days.
 #[must_use]
-pub fn by_time(time: u32, party: StoredParty) -> [u8; 16] {
-    join([time, party.node.0, party.model.0, party.key.0])
+pub fn by_time(time: u32, party: StoredParty) -> [u8; 17] {
+    join_row([time, party.node.0, party.model.0, party.key.0], party.ended)
 }
 
 /// Reads a key by time.
 #[must_use]
 pub fn split_by_time(key: &[u8]) -> Option<(u32, StoredParty)> {
-    let [time, node, model, key] = split(key)?;
-    Some((time, StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key) }))
+    let ([time, node, model, key], ended) = split_row(key)?;
+    Some((time, StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key), ended }))
 }
 
 /// Key by model: of minutes and of days.
 #[must_use]
-pub fn by_model(time: u32, party: StoredParty) -> [u8; 16] {
-    join([party.model.0, time, party.node.0, party.key.0])
+pub fn by_model(time: u32, party: StoredParty) -> [u8; 17] {
+    join_row([party.model.0, time, party.node.0, party.key.0], party.ended)
 }
 
 /// Reads a key by model.
 #[must_use]
 pub fn split_by_model(key: &[u8]) -> Option<(u32, StoredParty)> {
-    let [model, time, node, key] = split(key)?;
-    Some((time, StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key) }))
+    let ([model, time, node, key], ended) = split_row(key)?;
+    Some((time, StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key), ended }))
 }
 
 /// Key of a total.
 #[must_use]
-pub fn total(party: StoredParty) -> [u8; 12] {
-    join([party.node.0, party.model.0, party.key.0])
+pub fn total(party: StoredParty) -> [u8; 13] {
+    join_row([party.node.0, party.model.0, party.key.0], party.ended)
 }
 
 /// Reads the key of a total.
 #[must_use]
 pub fn split_total(key: &[u8]) -> Option<StoredParty> {
-    let [node, model, key] = split(key)?;
-    Some(StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key) })
+    let ([node, model, key], ended) = split_row(key)?;
+    Some(StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key), ended })
 }
 
 /// Key of a pair's place in the order of first sight.
@@ -305,19 +382,28 @@ mod tests {
         let row =
             Row { requests: [1, 2, 3, 4, 5], exact: tokens(6, 7, 8), far: true, first_bytes: 9, ..Row::default() };
         let bytes = row.encode();
-        assert_eq!((bytes.len(), bytes[0], bytes[1]), (138, 1, 1));
-        assert_eq!(bytes[2..10], 1_u64.to_be_bytes());
-        assert_eq!(bytes[2 + 5 * 8..2 + 6 * 8], 6_u64.to_be_bytes());
-        assert_eq!(bytes[130..], 9_u64.to_be_bytes());
+        assert_eq!((bytes.len(), bytes[0], bytes[1]), (6 + 9 * 8, 2, 1));
+        assert_eq!(bytes[2..6], 0b1_0000_0000_1111_1111_u32.to_be_bytes());
+        assert_eq!(bytes[6..14], 1_u64.to_be_bytes());
+        assert_eq!(bytes[6 + 5 * 8..6 + 6 * 8], 6_u64.to_be_bytes());
+        assert_eq!(bytes[6 + 8 * 8..], 9_u64.to_be_bytes());
         assert_eq!(Row::decode(&bytes), Some(row));
+        assert_eq!(Row::default().encode()[..], [2, 0, 0, 0, 0, 0]);
     }
 
     #[test]
     fn foreign_bytes_are_no_row() {
-        let mut bytes = Row::default().encode();
-        assert_eq!(Row::decode(&bytes[1..]), None);
-        bytes[0] = 2;
-        assert_eq!(Row::decode(&bytes), None);
+        let bytes = Row { eval_ns: 1, ..Row::default() }.encode().to_vec();
+        assert!(Row::decode(&bytes).is_some());
+        for cut in 0..bytes.len() {
+            assert_eq!(Row::decode(&bytes[..cut]), None);
+        }
+        for (place, wrong) in [(0, 1), (0, 3), (2, 0x80), (3, 2), (5, 1)] {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= wrong;
+            assert_eq!(Row::decode(&bytes), None, "byte {place}");
+        }
+        assert_eq!(Row::decode(&[bytes, vec![0; 8]].concat()), None);
     }
 
     #[test]
@@ -343,13 +429,18 @@ mod tests {
 
     #[test]
     fn keys_sort_by_time_first() {
-        let party = |node, model| StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(0) };
+        let party = |node, model| StoredParty {
+            node: StoredId(node),
+            model: StoredId(model),
+            key: StoredId(0),
+            ended: Ended(4),
+        };
         assert!(by_time(255, party(9, 9)) < by_time(256, party(0, 0)));
         assert!(by_model(256, party(9, 1)) < by_model(0, party(0, 2)));
         assert_eq!(split_by_time(&by_time(7, party(1, 2))), Some((7, party(1, 2))));
         assert_eq!(split_by_model(&by_model(7, party(1, 2))), Some((7, party(1, 2))));
         assert_eq!(split_total(&total(party(1, 2))), Some(party(1, 2)));
-        assert_eq!(split_by_time(&[0; 15]), None);
+        assert_eq!(split_by_time(&[0; 16]), None);
     }
 
     #[test]
@@ -370,14 +461,8 @@ mod tests {
     proptest! {
         #[test]
         fn rows_survive_their_encoding(figures in any::<[u64; 17]>(), far: bool) {
-            let mut bytes = [0; Row::BYTES];
-            bytes[0] = 1;
-            bytes[1] = u8::from(far);
-            for (place, figure) in bytes[2..].chunks_exact_mut(8).zip(figures) {
-                place.copy_from_slice(&figure.to_be_bytes());
-            }
-            let row = Row::decode(&bytes).unwrap();
-            prop_assert_eq!(row.encode(), bytes);
+            let row = Row::of_figures(figures.map(|figure| if figure % 3 == 0 { 0 } else { figure }), far);
+            prop_assert_eq!(Row::decode(&row.encode()), Some(row));
         }
     }
 }

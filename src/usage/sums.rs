@@ -1,4 +1,4 @@
-//! Sums over a range of time, by step and by any of node, model and key: read in slices, so that a question about a year
+//! Sums over a range of time, by step and by any of node, model, key and outcome: read in slices, so that a question about a year
 //! delays a commit by milliseconds and no more.
 //!
 //! Run by the store thread between its jobs ([`super::writer`]). Must never write.
@@ -9,9 +9,9 @@ use super::answers::{Group, Step, UsageAnswer, UsageQuery, UsageSum};
 use super::dictionary::{Dictionary, Kind};
 use super::ledger::LedgerError;
 use super::memory::MemoryStore;
-use super::query::scan_rows;
-use super::series::{self, Row, StoredId, StoredParty};
-use super::store::{Order, Read, StoreError, Table};
+use super::query::{self, scan_rows};
+use super::series::{self, Ended, Row, StoredId, StoredParty};
+use super::store::{Key, Order, Read, StoreError, Table};
 use super::writer::Reply;
 use crate::ids::UnixMinute;
 
@@ -22,8 +22,8 @@ const VISITED_MAX: u64 = 20_000_000;
 /// Questions answered in turns; a further one is told to come back.
 pub(super) const SUMMING_MAX: usize = 4;
 
-/// What a sum belongs to: the start of its step, whether it comes from a folded day, and whose it is.
-type Place = (u64, bool, Option<StoredId>, Option<StoredId>, Option<StoredId>);
+/// What a sum belongs to: the start of its step, whether it comes from a folded day, whose it is, and how it ended.
+type Place = (u64, bool, Option<StoredId>, Option<StoredId>, Option<StoredId>, Option<Ended>);
 
 /// A question being answered.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) struct Summing {
     reply: Reply<UsageAnswer>,
     /// The table that is being read, and the key that comes next in it.
     table: Table,
-    next: u128,
+    next: Key,
     visited: u64,
     sums: BTreeMap<Place, Row>,
 }
@@ -77,13 +77,14 @@ impl Summing {
         let minutes = self.table == Table::MinutesByTime;
         let until = if minutes { until(self.query.to, 60) } else { until(self.query.to, DAY) };
         let Some(last) = until.checked_sub(1) else { return Ok(self.turn(minutes)) };
-        let (from, to) = (self.next.to_be_bytes(), (edge(last) | u128::MAX >> 32).to_be_bytes());
+        let (from, to) = (self.next, query::times(last, last).1);
         let (mut left, mut seen) = (SLICE, None);
         let (query, sums) = (self.query, &mut self.sums);
         let ascending = Order::Ascending;
-        let read = scan_rows(view, self.table, (&from, &to), ascending, series::split_by_time, |(time, party), row| {
-            seen = Some(u128::from_be_bytes(series::by_time(time, party)));
-            sums.entry(place(&query, time, minutes, party)).or_default().merge(&row);
+        let span = (from.as_bytes(), &to[..]);
+        let read = scan_rows(view, self.table, span, ascending, series::split_by_time, |(time, party), row| {
+            seen = Some(series::by_time(time, party));
+            add(sums, place(&query, time, minutes, party), &row);
             left -= 1;
             left > 0 && sums.len() <= query.rows_max
         });
@@ -92,9 +93,9 @@ impl Summing {
         if self.sums.len() > self.query.rows_max || self.visited > VISITED_MAX {
             return Err(LedgerError::TooMuch { rows_max: self.query.rows_max });
         }
-        match seen.and_then(|key| key.checked_add(1)) {
-            Some(next) if left == 0 => {
-                self.next = next;
+        match seen {
+            Some(key) if left == 0 => {
+                self.next = Key::after(&key);
                 Ok(Slice::More)
             }
             _ => Ok(self.turn(minutes)),
@@ -114,17 +115,18 @@ impl Summing {
     /// Answers with what was summed.
     pub(super) fn finish(self, names: &Dictionary, folded_before: UnixMinute) {
         let named = |kind, id: Option<StoredId>| id.map(|id| names.name(kind, id));
-        let sums = self.sums.into_iter().map(|((start, day, node, model, key), row)| UsageSum {
+        let sums = self.sums.into_iter().map(|((start, day, node, model, key, outcome), row)| UsageSum {
             start,
             step: if day { Step::Day } else { self.query.step },
             node: named(Kind::Node, node),
             model: named(Kind::Model, model),
             key: named(Kind::Key, key),
+            outcome,
             row,
         });
         let mut rows: Vec<UsageSum> = sums.collect();
         rows.sort_by(|a, b| {
-            let of = |sum: &UsageSum| (sum.start, sum.key.clone(), sum.model.clone(), sum.node.clone());
+            let of = |sum: &UsageSum| (sum.start, sum.key.clone(), sum.model.clone(), sum.node.clone(), sum.outcome);
             of(a).cmp(&of(b))
         });
         // Whoever asked may have gone: nothing is owed to them then.
@@ -150,12 +152,29 @@ fn first_day(query: &UsageQuery) -> u32 {
 }
 
 /// The smallest key of a time.
-fn edge(time: u32) -> u128 {
-    u128::from(time) << 96
+fn edge(time: u32) -> Key {
+    Key::new(&query::times(time, time).0)
+}
+
+/// Adds a row to its sum. Of one that holds several endings, the requests go to theirs: nothing else is known of them.
+fn add(sums: &mut BTreeMap<Place, Row>, place: Place, row: &Row) {
+    if place.5 != Some(Ended::MIXED) {
+        return sums.entry(place).or_default().merge(row);
+    }
+    for (ending, requests) in row.requests.into_iter().enumerate().filter(|(_, requests)| *requests > 0) {
+        let mut alone = Row::default();
+        alone.requests[ending] = requests;
+        let (start, day, node, model, key, _) = place;
+        sums.entry((start, day, node, model, key, Some(Ended(ending as u8)))).or_default().merge(&alone);
+    }
+    let rest = Row { requests: Default::default(), far: false, ..*row };
+    if rest != Row::default() {
+        sums.entry(place).or_default().merge(&rest);
+    }
 }
 
 fn place(query: &UsageQuery, time: u32, minutes: bool, party: StoredParty) -> Place {
-    let Group { node, model, key } = query.group;
+    let Group { node, model, key, outcome } = query.group;
     let seconds = u64::from(time) * if minutes { 60 } else { DAY };
     let start = match query.step {
         Step::All => query.from,
@@ -164,7 +183,8 @@ fn place(query: &UsageQuery, time: u32, minutes: bool, party: StoredParty) -> Pl
         Step::Minute | Step::Hour | Step::Day => seconds - seconds % DAY,
     };
     let finer = matches!(query.step, Step::Minute | Step::Hour);
-    (start, !minutes && finer, node.then_some(party.node), model.then_some(party.model), key.then_some(party.key))
+    let (node, model) = (node.then_some(party.node), model.then_some(party.model));
+    (start, !minutes && finer, node, model, key.then_some(party.key), outcome.then_some(party.ended))
 }
 
 #[cfg(all(test, not(proxy_loom)))]
@@ -175,7 +195,7 @@ mod tests {
     use super::*;
 
     fn party(node: u32, model: u32, key: u32) -> StoredParty {
-        StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key) }
+        StoredParty { node: StoredId(node), model: StoredId(model), key: StoredId(key), ended: Ended::COMPLETED }
     }
 
     fn row(requests: u64) -> Row {
@@ -193,8 +213,8 @@ mod tests {
         store
     }
 
-    const ALL: Group = Group { node: true, model: true, key: true };
-    const NONE: Group = Group { node: false, model: false, key: false };
+    const ALL: Group = Group { node: true, model: true, key: true, outcome: true };
+    const NONE: Group = Group { node: false, model: false, key: false, outcome: false };
 
     /// (start, step, requests) of every sum.
     fn ask(store: &MemoryStore, query: UsageQuery) -> Result<Vec<(u64, Step, u64)>, LedgerError> {

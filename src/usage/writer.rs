@@ -1,26 +1,29 @@
-//! The store thread's half of the ledger: turns batches into writes, folds minutes into days (`days`), answers questions.
+//! The store thread's half of the ledger: turns batches into writes, folds minutes into days (`days`), answers questions
+//! (`asking`).
 //!
 //! The only one who writes the store. [`Desk`] takes jobs from the ledger thread ([`super::ledger`]) one after the
 //! other. Must never be waited for by a worker or by the ledger thread: every call here may stall with the disk.
 
+mod asking;
 mod days;
+mod desk;
 
 use std::collections::{HashSet, VecDeque};
-use std::panic::AssertUnwindSafe;
 
 use tokio::sync::oneshot;
 
+pub use self::desk::Desk;
 use super::answers::{Bucket, ModelStats, NamedRow, Span, TokenCount, UsageAnswer, UsageQuery};
 use super::dictionary::Dictionary;
 use super::fold::Batch;
 use super::imported::{self, Import, Imported};
 use super::ledger::LedgerError;
-use super::memory::{Layered, MemoryStore};
+use super::migration::{Migration, Next};
 use super::names::Names;
 use super::query;
 use super::series::{self, Row, StoredId, StoredParty};
 use super::store::{Key, Read, Store, StoreError, Table, Writes};
-use super::sums::{SUMMING_MAX, Slice, Summing};
+use super::sums::Summing;
 use crate::ids::UnixMinute;
 use crate::sync::Arc;
 
@@ -128,6 +131,8 @@ pub enum Report {
 pub struct Writer {
     opener: Opener,
     store: Option<Box<dyn Store>>,
+    /// A store that cannot be used before it was migrated.
+    migration: Option<Migration>,
     names: Arc<Names>,
     dictionary: Dictionary,
     /// (node, model) that had tokens, and their places in the order of first sight.
@@ -153,6 +158,7 @@ impl Writer {
         Self {
             opener,
             store: None,
+            migration: None,
             names,
             dictionary: Dictionary::default(),
             pairs: HashSet::new(),
@@ -166,12 +172,24 @@ impl Writer {
     /// Opens the store if it is not open.
     ///
     /// # Errors
-    /// The opener's, and [`LedgerError::Damaged`] or [`LedgerError::Unavailable`] when what is in it cannot be read.
+    /// The opener's; [`LedgerError::Migrating`] when the store is of an older schema, each time a little nearer to its
+    /// end (the first time it was only looked at); [`LedgerError::Unavailable`] when what is in it cannot be read.
     pub fn open(&mut self) -> Result<Option<Opened>, LedgerError> {
         if self.store.is_some() {
             return Ok(None);
         }
-        let store = (self.opener)()?;
+        let next = match self.migration.take() {
+            Some(migration) => migration.go_on(),
+            None => Migration::of((self.opener)()?),
+        };
+        let store = match next.map_err(|error| ledger_error(&error))? {
+            Next::More(migration) => {
+                let (done, of) = migration.progress();
+                self.migration = Some(migration);
+                return Err(LedgerError::Migrating { done, of });
+            }
+            Next::Ready(store) => store,
+        };
         let opened = self.load(&*store).map_err(|error| ledger_error(&error))?;
         self.store = Some(store);
         Ok(Some(opened))
@@ -209,11 +227,8 @@ impl Writer {
 
     /// Turns a batch into writes: reads missing bases, gives out ids, and writes `base + delta` wherever it belongs.
     fn prepare(&mut self, batch: &mut Batch, view: &dyn Read) -> Result<Writes, StoreError> {
-        let parties: Vec<StoredParty> = batch
-            .rows
-            .iter()
-            .map(|row| self.dictionary.party(&self.names, row.id.node, row.id.model, row.id.key))
-            .collect();
+        let parties: Vec<StoredParty> =
+            batch.rows.iter().map(|row| self.dictionary.party(&self.names, row.id)).collect();
         read_bases(batch, &parties, view)?;
         let mut writes = Writes::default();
         for (row, party) in batch.rows.iter().zip(&parties) {
@@ -275,80 +290,6 @@ impl Writer {
         self.pairs_unsaved.clear();
         plan.said.written = true;
         Ok(plan.said)
-    }
-
-    /// Answers a question.
-    fn ask(&mut self, mut unwritten: Batch, ask: Ask) {
-        let store = self.store.take();
-        let empty = MemoryStore::default();
-        let below: &dyn Read = match &store {
-            Some(store) => &**store,
-            None => &empty,
-        };
-        let mut above = MemoryStore::default();
-        match self.prepare(&mut unwritten, below) {
-            Ok(writes) => {
-                above.apply(&writes);
-                if let Ask::Usage(query, reply) = ask {
-                    self.begin_sums(Summing::new(query, above, self.folds, reply));
-                } else {
-                    self.answer(&Layered { below, above: &above }, ask);
-                }
-            }
-            Err(error) => ask.refuse(ledger_error(&error)),
-        }
-        self.store = store;
-    }
-
-    fn answer(&self, view: &dyn Read, ask: Ask) {
-        let failed = |error: StoreError| ledger_error(&error);
-        // Whoever asked may have gone: nothing is owed to them then.
-        match ask {
-            Ask::TokenCounts(reply) => {
-                drop(reply.send(query::token_counts(view, &self.dictionary).map_err(failed)));
-            }
-            Ask::Stats(model, reply) => {
-                drop(reply.send(query::stats(view, &self.dictionary, &model).map_err(failed)));
-            }
-            Ask::Rows(span, reply) => drop(reply.send(query::rows(view, &self.dictionary, span).map_err(failed))),
-            // Taken in turns, see `sum_on`.
-            ask @ Ask::Usage(..) => ask.refuse(LedgerError::Busy),
-        }
-    }
-
-    fn begin_sums(&mut self, summing: Summing) {
-        if self.summing.len() < SUMMING_MAX {
-            self.summing.push_back(summing);
-        } else {
-            summing.refuse(LedgerError::Busy);
-        }
-    }
-
-    /// Reads one slice for whoever waits longest; true while somebody waits.
-    fn sum_on(&mut self) -> bool {
-        let Some(mut summing) = self.summing.pop_front() else { return false };
-        let empty = MemoryStore::default();
-        let below: &dyn Read = match &self.store {
-            Some(store) => &**store,
-            None => &empty,
-        };
-        if summing.is_abandoned() {
-            return !self.summing.is_empty();
-        }
-        if summing.folds != self.folds {
-            // What was read as minutes may stand in a day now, or the other way round.
-            summing.refuse(LedgerError::Busy);
-            return !self.summing.is_empty();
-        }
-        let above = std::mem::take(&mut summing.above);
-        let slice = summing.slice(&Layered { below, above: &above });
-        summing.above = above;
-        match slice {
-            Ok(Slice::More) => self.summing.push_back(summing),
-            Ok(Slice::Done) => summing.finish(&self.dictionary, self.folded_before),
-            Err(error) => summing.refuse(error),
-        }
-        !self.summing.is_empty()
     }
 
     /// Makes everything written so far survive a loss of power.
@@ -423,94 +364,4 @@ fn not_open() -> LedgerError {
 
 fn ledger_error(error: &StoreError) -> LedgerError {
     LedgerError::Unavailable { reason: error.to_string() }
-}
-
-/// The store thread's place: takes jobs, hands back reports.
-#[derive(Debug)]
-pub struct Desk {
-    writer: Writer,
-    jobs: flume::Receiver<Job>,
-    reports: flume::Sender<Report>,
-}
-
-impl Desk {
-    /// A desk between these channels.
-    #[must_use]
-    pub fn new(writer: Writer, jobs: flume::Receiver<Job>, reports: flume::Sender<Report>) -> Self {
-        Self { writer, jobs, reports }
-    }
-
-    /// Works until the ledger thread has gone. Blocks.
-    pub fn run(mut self) {
-        let mut summing = false;
-        loop {
-            // Jobs first: a question in progress takes what time they leave, a slice at a time.
-            let job = if summing { self.jobs.try_recv() } else { self.jobs.recv().map_err(flume::TryRecvError::from) };
-            match job {
-                Ok(job) => self.work(job),
-                Err(flume::TryRecvError::Empty) => {}
-                Err(flume::TryRecvError::Disconnected) => return,
-            }
-            summing = self.sum_on();
-        }
-    }
-
-    /// Does one waiting job, if there is one. For whoever runs the ledger without threads.
-    pub fn work_one(&mut self) -> bool {
-        let job = self.jobs.try_recv();
-        let found = job.is_ok();
-        if let Ok(job) = job {
-            self.work(job);
-        }
-        while self.sum_on() {}
-        found
-    }
-
-    fn sum_on(&mut self) -> bool {
-        self.guarded(|writer| Ok(writer.sum_on())).unwrap_or(false)
-    }
-
-    fn work(&mut self, job: Job) {
-        let report = match job {
-            Job::Open => Report::Opened(self.guarded(Writer::open)),
-            Job::Write(mut batch) => {
-                let result = self.guarded(|writer| writer.write(&mut batch));
-                Report::Written(batch, result)
-            }
-            Job::Ask(unwritten, ask) => {
-                // Who asked sees the reply dropped.
-                let asked = self.guarded(|writer| {
-                    writer.ask(unwritten, ask);
-                    Ok(())
-                });
-                return drop(asked);
-            }
-            Job::Fold(job) => Report::Folded(self.guarded(|writer| writer.fold(job))),
-            Job::Import(import) => Report::Imported(self.guarded(|writer| writer.import(&import))),
-            Job::Sync => Report::Synced(self.guarded(Writer::sync)),
-        };
-        // The ledger thread may have given up on us: then nobody needs to know.
-        let _ = self.reports.send(report);
-    }
-}
-
-impl Desk {
-    /// Work that may panic without ending this thread: it failed then, and the store is opened anew, with nothing kept
-    /// of what the work had in hand. A batch is given again; all it holds is absolute, so nothing is counted twice.
-    fn guarded<T>(&mut self, work: impl FnOnce(&mut Writer) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
-        let writer = &mut self.writer;
-        std::panic::catch_unwind(AssertUnwindSafe(|| work(writer))).unwrap_or_else(|_| {
-            tracing::error!("the store's work panicked: it is opened anew");
-            self.writer.store = None;
-            self.writer.summing.clear();
-            Err(LedgerError::Unavailable { reason: "the store's work panicked".into() })
-        })
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        // Questions left in the channel would otherwise wait for as long as the other end lives.
-        self.jobs.drain().for_each(drop);
-    }
 }

@@ -47,6 +47,11 @@ async fn i3_every_grouping_adds_up_to_what_the_nodes_sent() {
         assert!(gpu > 0.0, "{query}");
     }
     let outcomes = usage(&proxy, "?group=outcome").await;
+    let exact = |row: &Value| row["tokens_exact"]["output"].as_u64().unwrap();
+    let estimated = |row: &Value| row["tokens_estimated"]["output"].as_u64().unwrap();
+    let (completed, left) = (&outcomes["rows"][0], &outcomes["rows"][1]);
+    assert_eq!((exact(completed), estimated(completed)), (sent.1, 0), "{outcomes}");
+    assert!(exact(left) == 0 && estimated(left) > 0, "what was spent on who left: {outcomes}");
     let rows: Vec<_> =
         outcomes["rows"].as_array().unwrap().iter().map(|row| (&row["outcome"], &row["requests"])).collect();
     assert_eq!(

@@ -1,5 +1,7 @@
 //! Importing again: nothing twice, nothing lost.
 
+use herdgate::usage::answers::{Group, Step, UsageQuery};
+
 use super::*;
 
 /// What `later` holds.
@@ -166,5 +168,36 @@ fn what_the_gate_counted_itself_stays_and_adds_up() {
         let own: Vec<_> = answers.minutes.iter().filter(|row| !row.is_imported()).collect();
         assert_eq!(own.len(), 1);
         assert_eq!((own[0].row.requests_total(), own[0].row.exact), (1, tokens(1000, 2000)));
+        // As an operator asks for it: two origins, side by side.
+        let group = Group { node: false, model: false, key: true, outcome: true };
+        let query = UsageQuery { from: 0, to: NOW as u64 + 60, step: Step::All, group, rows_max: 10 };
+        let usage = with_ledger(data.path(), async |ledger| ledger.usage(query).await.unwrap());
+        let shown: Vec<_> = usage
+            .rows
+            .iter()
+            .map(|sum| (sum.key.as_deref().unwrap(), sum.outcome.unwrap().label(), sum.row.requests_total()))
+            .collect();
+        assert_eq!(shown, [("_imported", "completed", 0), ("_none", "completed", 1)]);
+        assert_eq!(usage.rows[1].row.exact, tokens(1000, 2000));
+        let dated = |row: &NamedRow| row.is_imported().then_some(row.row.exact);
+        let in_rows = answers.minutes.iter().chain(&answers.days).filter_map(dated);
+        assert_eq!(usage.rows[0].row.exact, in_rows.fold(Tokens::default(), Tokens::plus), "what has a date");
     }
+}
+
+#[test]
+fn a_store_of_an_older_version_is_migrated_by_an_import_and_not_by_a_dry_one() {
+    let data = tempfile::tempdir().unwrap();
+    let (store, old) = (data.path().join("ledger"), "tests/fixtures/ledger-v1/data.mdb");
+    std::fs::create_dir(&store).unwrap();
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(old), store.join("data.mdb")).unwrap();
+    let before = std::fs::read(store.join("data.mdb")).unwrap();
+    let refused = run(&ImportArgs { dry_run: true, ..args(&fixture("first"), data.path()) }).err().unwrap();
+    assert!(refused.to_string().contains("a dry run migrates nothing"), "{refused}");
+    assert_eq!(std::fs::read(store.join("data.mdb")).unwrap(), before);
+    assert!(imported(&fixture("first"), data.path()).contains("written to"));
+    assert!(imported(&fixture("first"), data.path()).contains("nothing to write"));
+    let counts = answers(data.path()).counts;
+    let sum = |tokens: fn(&TokenCount) -> Tokens| counts.iter().map(|count| tokens(count).total()).sum::<u64>();
+    assert_eq!((sum(|count| count.imported), sum(|count| count.exact), sum(|count| count.estimated)), (555, 16, 16));
 }

@@ -81,6 +81,11 @@ async fn a_running_proxy_imports_into_the_ledger_that_it_holds() {
         assert_eq!((rows.len(), rows[0]["key"].as_str()), (1, Some("_imported")), "{told}");
         let tokens = |kind: &str| rows[0]["tokens_exact"][kind].as_u64().unwrap();
         assert_eq!((tokens("input") + tokens("output"), rows[0]["requests"].as_u64()), (total, Some(0)), "{told}");
+        // Among what completed, for the ancestor counted nothing else.
+        let told = get(proxy.address, "/herdgate/usage?from=0&group=key,outcome&api_key=secret").await.json();
+        let rows = told["rows"].as_array().unwrap();
+        assert_eq!((rows.len(), &rows[0]["outcome"]), (1, &serde_json::json!("completed")), "{told}");
+        assert_eq!(tokens("input") + tokens("output"), total);
     }
     // One that holds another directory's ledger does not take it for that one.
     let other = herdgate::usage::imported::Import { data: Some("/elsewhere".into()), ..Default::default() };

@@ -245,7 +245,8 @@ fn mute(address: std::net::SocketAddr) -> Vec<socket2::Socket> {
 async fn i12_a_client_that_leaves_while_its_node_is_dialled_has_cost_nothing() {
     let node = Scripted::start(&["m:latest"], |_| scripted::answer("200 OK", "application/json", b"{}"));
     // Asked once at the start, then never: the node is up for the gate, whatever becomes of it.
-    let seldom = "health: { probe: 1h, backoff_max: 1h, ps: 1h, tags: 1h, stale_residency: 2h }\ntimeouts: { connect: 60s }";
+    let seldom =
+        "health: { probe: 1h, backoff_max: 1h, ps: 1h, tags: 1h, stale_residency: 2h }\ntimeouts: { connect: 60s }";
     let proxy = Proxy::start(&[node.url()], seldom).await;
     proxy.until_listed("m:latest").await;
     node.refuse();

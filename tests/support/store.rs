@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a test that cannot go on fails")]
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 #[expect(clippy::disallowed_types, reason = "cold: a test looks into the store that another owner writes")]
 use std::sync::Mutex;
@@ -45,6 +46,7 @@ struct Contents {
     refused: Option<LedgerError>,
     commits: u64,
     writes: u64,
+    copies: Vec<MemoryStore>,
 }
 
 /// A disk in memory: clones are the same disk.
@@ -60,6 +62,19 @@ impl Disk {
     /// How the next commits go; those after succeed.
     pub(crate) fn plan(&self, faults: &[Fault]) {
         self.with(|contents| contents.faults.extend(faults));
+    }
+
+    /// Puts this on it, past every fault.
+    pub(crate) fn fill(&self, writes: &Writes) {
+        self.with(|contents| {
+            contents.now.apply(writes);
+            contents.synced.apply(writes);
+        });
+    }
+
+    /// What was copied aside, in order.
+    pub(crate) fn copies(&self) -> Vec<MemoryStore> {
+        self.with(|contents| contents.copies.clone())
     }
 
     /// Forgets planned faults.
@@ -143,6 +158,17 @@ impl Store for Double {
         self.whole()?;
         self.disk.with(|contents| contents.synced = contents.now.clone());
         Ok(())
+    }
+
+    fn entries(&self, table: Table) -> Result<u64, StoreError> {
+        self.whole()?;
+        self.disk.with(|contents| contents.now.entries(table))
+    }
+
+    fn copy_aside(&mut self, _schema: u32) -> Result<Option<PathBuf>, StoreError> {
+        self.whole()?;
+        self.disk.with(|contents| contents.copies.push(contents.now.clone()));
+        Ok(None)
     }
 }
 

@@ -4,17 +4,21 @@
 
 use super::{Core, PATIENCE_MS};
 use crate::clock::Millis;
+use crate::usage::answers::StoreState;
 use crate::usage::ledger::LedgerError;
 use crate::usage::writer::{Job, Reply};
 
 /// Attempts to write the last rows at shutdown; 100 ms apart.
 const LAST_ATTEMPTS: u32 = 5;
 
+/// A migration is waited for while it goes on: the last rows have nowhere else to go. Copying a store is one piece.
+const MIGRATION_PATIENCE_MS: Millis = 60_000;
+
 /// The end, in progress.
 #[derive(Debug)]
 pub(super) struct Ending {
     reply: Option<Reply<()>>,
-    since: Millis,
+    pub(super) since: Millis,
     pub(super) attempts: u32,
     /// The sync came back, and nothing was written since.
     pub(super) synced: bool,
@@ -35,7 +39,8 @@ impl Core {
     /// Drives the end; true when it is reached.
     pub(super) fn end(&mut self, now: Millis) -> bool {
         let Some(ending) = &mut self.ending else { return false };
-        let stalled = now.saturating_sub(ending.since) > PATIENCE_MS;
+        let patience = if self.health.store == StoreState::Migrating { MIGRATION_PATIENCE_MS } else { PATIENCE_MS };
+        let stalled = now.saturating_sub(ending.since) > patience;
         let unwritten = self.busy || self.fold.is_dirty();
         if !stalled && ending.attempts < LAST_ATTEMPTS {
             if unwritten {
