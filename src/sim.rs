@@ -44,6 +44,7 @@ mod names;
 mod node;
 mod paths;
 mod pull;
+mod requests;
 mod sched;
 mod serve;
 mod spec;

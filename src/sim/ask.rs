@@ -140,7 +140,7 @@ impl Wanted {
 
 const TOOL: &[(&str, Kind)] =
     &[("type", Kind::Str), ("function", Kind::Struct("api.ToolFunction", &[("name", Kind::Str)]))];
-const MESSAGE: &[(&str, Kind)] = &[
+pub(super) const MESSAGE: &[(&str, Kind)] = &[
     ("role", Kind::Str),
     ("content", Kind::Str),
     ("thinking", Kind::Str),

@@ -147,6 +147,8 @@ pub(super) enum Kind {
     Struct(&'static str, &'static [(&'static str, Kind)]),
     /// A map, with Go's name of its type.
     Map(&'static str),
+    /// A map of strings to strings.
+    Strings,
     /// Decoded by hand later.
     Any,
 }
@@ -192,6 +194,10 @@ fn check_kind(value: &Value, kind: &'static Kind, name: &str, path: &str) -> Res
         (Kind::List(_, inner), Value::Array(items)) => {
             items.iter().try_for_each(|item| check_kind(item, inner, name, path))
         }
+        (Kind::Strings, Value::Object(entries)) => {
+            entries.iter().try_for_each(|(_, entry)| check_kind(entry, &Kind::Str, name, path))
+        }
+        (Kind::Strings, _) => wrong("map[string]string"),
         (Kind::Struct(_, fields), Value::Object(_)) => check_fields(value, name, path, fields),
         (Kind::Bool, _) => wrong("bool"),
         (Kind::Str, _) => wrong("string"),

@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::ask::{By, Fail};
 use super::conn::Body;
 use super::fault::{Harm, Moment};
-use super::gojson;
 use super::host::Core;
 use super::http::{Head, Reply};
 use super::infer::fail_reply;
 use super::job::Dialect;
 use super::names::{self, Name, NameError, Source};
+use super::requests::Request;
 use super::spec::{Capability, Cloud, ModelSpec};
 use super::text;
 
@@ -127,9 +127,7 @@ pub(super) fn show(core: &Core, head: &Head, body: &Body) -> Reply {
         Ok(value) => value,
         Err(fail) => return error(fail.status, &fail.text),
     };
-    const SHOW: &[(&str, gojson::Kind)] =
-        &[("model", gojson::Kind::Str), ("name", gojson::Kind::Str), ("verbose", gojson::Kind::Bool)];
-    if let Err(text) = gojson::check(&value, "ShowRequest", SHOW) {
+    if let Err(text) = Request::Show.check(&value) {
         return error(400, &text);
     }
     let named = if value.str("model").is_empty() { value.str("name") } else { value.str("model") };

@@ -14,6 +14,7 @@ use super::infer::{Next, Turn};
 use super::ledger::{Ending, Tokens};
 use super::lists::error;
 use super::names::{self, Name, NameError};
+use super::requests::Request;
 use super::sched::Cancel;
 use super::spec::ModelSpec;
 use super::store::{named, outcome, progress, read, status, streams};
@@ -68,7 +69,7 @@ pub(super) async fn pull(turn: &mut Turn<'_>, mut headers: Vec<(&'static str, St
 }
 
 fn wanted(body: &Body) -> Result<(bool, Name), Reply> {
-    let value: Value = read(body, "PullRequest")?;
+    let value: Value = read(body, Request::Pull)?;
     match names::resolve(named(&value)) {
         Ok((name, _)) => Ok((streams(&value), name)),
         Err(NameError::Conflict(text)) => Err(error(400, &text)),
@@ -139,7 +140,7 @@ async fn paced(
 
 /// POST `/api/push`: to a registry that takes what a node with an account sends.
 pub(super) fn push(core: &super::host::Core, body: &Body) -> Reply {
-    let value = match read(body, "PushRequest") {
+    let value = match read(body, Request::Push) {
         Ok(value) => value,
         Err(reply) => return reply,
     };

@@ -7,30 +7,20 @@ use std::time::Duration;
 use super::ask;
 use super::codec::{Sha256, digest};
 use super::conn::Body;
-use super::gojson::{Kind, Value, check};
+use super::gojson::Value;
 use super::host::Core;
 use super::http::{Length, Reply};
 use super::infer::Turn;
 use super::job::Dialect;
 use super::lists::error;
 use super::names::{self, Name, NameError};
+use super::requests::Request;
 use super::spec::{Capability, ModelSpec};
 use super::text;
 
-const NAMED: &[(&str, Kind)] = &[
-    ("model", Kind::Str),
-    ("name", Kind::Str),
-    ("stream", Kind::Bool),
-    ("insecure", Kind::Bool),
-    ("source", Kind::Str),
-    ("destination", Kind::Str),
-    ("from", Kind::Str),
-    ("files", Kind::Map("map[string]string")),
-];
-
-pub(super) fn read(body: &Body, name: &str) -> Result<Value, Reply> {
+pub(super) fn read(body: &Body, request: Request) -> Result<Value, Reply> {
     let value = ask::decode(Dialect::Generate, &body.bytes, body.broken).map_err(|f| error(f.status, &f.text))?;
-    check(&value, name, NAMED).map_err(|text| error(400, &text))?;
+    request.check(&value).map_err(|text| error(400, &text))?;
     Ok(value)
 }
 
@@ -67,7 +57,7 @@ pub(super) fn outcome(stream: bool, lines: Vec<String>, failure: Option<&str>) -
 
 /// POST `/api/create`.
 pub(super) fn create(core: &Core, body: &Body) -> Reply {
-    let value = match read(body, "CreateRequest") {
+    let value = match read(body, Request::Create) {
         Ok(value) => value,
         Err(reply) => return reply,
     };
@@ -150,7 +140,7 @@ fn create_from_blob(core: &Core, name: &Name, hex: &str, stream: bool) -> Reply 
 
 /// POST `/api/copy`.
 pub(super) fn copy(core: &Core, body: &Body) -> Reply {
-    let value = match read(body, "CopyRequest") {
+    let value = match read(body, Request::Copy) {
         Ok(value) => value,
         Err(reply) => return reply,
     };
@@ -172,7 +162,7 @@ pub(super) fn copy(core: &Core, body: &Body) -> Reply {
 
 /// DELETE `/api/delete`.
 pub(super) fn delete(core: &Core, body: &Body) -> Reply {
-    let value = match read(body, "DeleteRequest") {
+    let value = match read(body, Request::Delete) {
         Ok(value) => value,
         Err(reply) => return reply,
     };

@@ -32,6 +32,9 @@ const CASES: std::ops::RangeInclusive<u16> = 1..=101;
 
 /// Where the gate answers otherwise than one node would, on purpose: the case, what differs, why.
 const OTHERWISE: &[(u16, &str)] = &[
+    // No client can tell it from a node that is slower at first: totals and what is completed only grow, every bar ends
+    // full, `success` comes once and last. The least of the nodes would stand still until the last has begun, the most
+    // would be full before the first is done.
     (77, "the bar is the mean over three nodes, so it does not begin at its end"),
     (79, "the bar is the mean over three nodes"),
 ];
