@@ -185,7 +185,7 @@ async fn pass(
     let route = Route::OtherApi;
     let ticket = Ticket::draw(client, key, route);
     if *plan == Plan::Cloud && !client.local.with_snapshot(|snapshot| snapshot.configured().any(|node| node.cloud)) {
-        return refuse(client, ticket, route, &ProxyError::Refused(texts::cloud_disabled(route)));
+        return refuse(client, ticket, route, &ProxyError::Refused(texts::no_account(inbound.target.as_str())));
     }
     let gathered = match body::gather(client, inbound.known.announced(), source).await {
         Ok(gathered) => gathered,

@@ -115,6 +115,17 @@ pub fn cloud_disabled(route: Route) -> Refusal {
     Refusal { shape: Shape::Native, ..Refusal::new(403, format!("ollama cloud is disabled: {what} unavailable")) }
 }
 
+/// A request for the fleet's account, and no node may leave the house: nobody is signed in then, and nothing is searched.
+#[must_use]
+pub fn no_account(path: &str) -> Refusal {
+    match path.split('?').next().unwrap_or_default() {
+        "/api/experimental/web_search" => Refusal::new(403, "ollama cloud is disabled: web search is unavailable"),
+        "/api/experimental/web_fetch" => Refusal::new(403, "ollama cloud is disabled: web fetch is unavailable"),
+        "/api/me" => Refusal::new(503, "account unavailable"),
+        _ => Refusal::new(401, "you are not currently signed in"),
+    }
+}
+
 /// A body of no bytes.
 #[must_use]
 pub fn empty_body(route: Route) -> Refusal {
