@@ -25,6 +25,7 @@ pub mod report;
 pub mod resolve;
 pub mod settle;
 pub mod shelf;
+pub mod shown;
 pub mod sick;
 mod weave;
 
@@ -106,6 +107,8 @@ pub struct Snapshot {
     pub listing: Arc<Listing>,
     /// The counters of every (node, model) that ever saw a request, those of `any` included; the same in all generations.
     pub used: Arc<Used>,
+    /// So many reports of loads and unloads are in `listing`.
+    pub shown: u64,
 }
 
 impl Snapshot {
@@ -122,6 +125,7 @@ impl Snapshot {
             panicking: false,
             listing: Arc::new(listing::merge(&[])),
             used: Arc::default(),
+            shown: 0,
         }
     }
 

@@ -114,6 +114,8 @@ async fn handled(
             let path = routes::decoded(asking.path);
             operator::answer(client, &path, asking.known.announced(), source, key).await
         }
+        // In a box: it is rare, and its state would be carried along by every request.
+        Work::Residency => Box::pin(listing::fresh(client)).await,
         Work::Administration => bare(asking, administration::answer(client, asking, source, key).await),
     }
 }

@@ -61,6 +61,7 @@ impl Facts {
             panicking: self.panicking,
             listing: self.listing(),
             used: self.cells.used(),
+            shown: self.shown.number(),
         });
         let work = self.work + self.listing_work();
         self.rest_ms = Millis::try_from(work / WORK_PER_MS).map_or(REST_MAX_MS, |ms| ms.min(REST_MAX_MS));
@@ -88,6 +89,7 @@ impl Facts {
         if published {
             self.set_words();
             self.settling.published();
+            self.shown.published(self.last.shown);
             std::mem::take(&mut self.told).into_iter().for_each(Told::tell);
         }
         let last = &self.last;
@@ -344,11 +346,14 @@ fn in_memory(node: &Node, cells: &Cells) -> Vec<(Arc<Cell>, bool)> {
     }
     let of_loaded = |loaded: &Loaded| {
         if loaded.digest.is_empty() {
-            return node.inventory.iter().find(|entry| entry.key == loaded.key).and_then(cell);
+            let entry = node.inventory.iter().find(|entry| entry.key == loaded.key);
+            return [entry.and_then(cell), None];
         }
-        cells.find(node.id, node.blob(&loaded.digest).map_or(&*loaded.digest, |blob| &**blob)).cloned()
+        // Until the next generation is published the cell stands under its manifest, though the blob is known.
+        let of_weights = |weights: &str| cells.find(node.id, weights).cloned();
+        [node.blob(&loaded.digest).and_then(|blob| of_weights(blob)), of_weights(&loaded.digest)]
     };
     // A stub has nothing to load: it is as ready as its node.
     let stubs = node.inventory.iter().filter(|entry| entry.remote).filter_map(cell).map(|cell| (cell, true));
-    node.loaded.iter().filter_map(of_loaded).map(|cell| (cell, false)).chain(stubs).collect()
+    node.loaded.iter().flat_map(of_loaded).flatten().map(|cell| (cell, false)).chain(stubs).collect()
 }

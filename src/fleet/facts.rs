@@ -4,11 +4,10 @@
 //! Called by [`crate::fleet::poll`], which does the I/O; tests call it with answers of their own. The Snapshot itself is
 //! put together in `fleet::build`; which nodes are believed and get work is decided in `trust`. Must never wait or read a clock.
 
+mod ordered;
 mod trust;
 
 use std::collections::BTreeSet;
-
-use tokio::sync::oneshot;
 
 use crate::clock::{Millis, millis};
 use crate::config::{Config, NodeConfig};
@@ -23,6 +22,7 @@ use crate::fleet::reconfigure::Told;
 use crate::fleet::report::{Report, Sought};
 use crate::fleet::settle::Settling;
 use crate::fleet::shelf::Shelf;
+use crate::fleet::shown::Shown;
 use crate::fleet::sick::LOOK_MS;
 use crate::fleet::{Snapshot, memory, resolve};
 use crate::ids::NodeId;
@@ -111,6 +111,7 @@ pub struct Facts {
     shelf: Shelf,
     pub(super) misses: Misses,
     pub(super) settling: Settling,
+    pub(super) shown: Shown,
     pub(super) last: Arc<Snapshot>,
     pub(super) dirty: Dirty,
     pub(super) started: Millis,
@@ -182,6 +183,7 @@ impl Facts {
             shelf,
             misses: Misses::default(),
             settling: Settling::default(),
+            shown: Shown::default(),
             last: Arc::new(Snapshot::empty()),
             dirty: Dirty { models: true, listing: true, now: true, ..Dirty::default() },
             started: now.ms,
@@ -288,6 +290,10 @@ impl Facts {
         if change.residency {
             self.mark_residency(job.node, job.asked_at);
         }
+        if change.residency_asked {
+            self.shown.answered(job.node, job.serial);
+            self.dirty.now |= self.shown.is_due();
+        }
     }
 
     /// A worker reports.
@@ -301,7 +307,23 @@ impl Facts {
             Report::Lacks(node) => self.each(node, |node| node.refresh_inventory(now.ms)),
             Report::Confirm { nodes, settled } => self.settle(nodes, settled, now, |_| {}),
             Report::Changed { nodes, settled } => self.settle(nodes, settled, now, |node| node.note_change(now.ms)),
-            Report::Residency(node) => self.each(node, |node| node.refresh_residency(now.ms)),
+            Report::Gone { nodes, key } => self.forget(&nodes, &key),
+            Report::Residency(node) => {
+                self.each(node, |node| node.refresh_residency(now.ms));
+                self.shown.told(node, self.serial);
+                if !self.is_up(node) {
+                    self.shown.lost(node);
+                }
+            }
+            Report::Shown { number, shown } => {
+                self.shown.wait(number, shown);
+                self.shown.published(self.last.shown);
+                // Only now that somebody wants to know: loads may come faster than a node can tell of them.
+                for node in self.shown.awaited() {
+                    self.each(node, |node| node.tell_residency(now.ms));
+                }
+                self.dirty.now |= self.shown.is_due();
+            }
             Report::Miss { key, reply } => {
                 if is_known(&self.last, &key) {
                     // The worker's Snapshot is older than ours. One that has left wants no answer.
@@ -318,20 +340,6 @@ impl Facts {
                 }
             }
         }
-    }
-
-    /// Somebody waits until a Snapshot shows what these nodes say from here on.
-    fn settle(&mut self, nodes: Vec<NodeId>, settled: oneshot::Sender<()>, now: Now, note: impl Fn(&mut Node)) {
-        let up = |id: NodeId| place(id).and_then(|at| self.nodes.get(at)).is_some_and(|n| n.health.is_up());
-        let nodes: Vec<NodeId> = nodes.into_iter().filter(|id| up(*id)).collect();
-        self.settling.ask(nodes.iter().copied(), settled, self.serial);
-        for node in nodes {
-            self.each(node, |node| {
-                note(node);
-                node.refresh_inventory(now.ms);
-            });
-        }
-        self.dirty.now |= self.settling.is_due();
     }
 
     /// What follows from time alone; cheap to call at any time, works once a second.
@@ -355,11 +363,7 @@ impl Facts {
             self.health(id, Event::Suspicion(suspect), now);
             self.health(id, Event::Tick, now);
             if self.nodes[at].forget(now, &self.config.health) {
-                self.reroute[at] = true;
-                self.memorable = true;
-                self.dirty.models = true;
-                self.dirty.listing = true;
-                self.dirty.now = true;
+                self.remembers_less(at);
             }
         }
         self.age_residency(now);
@@ -421,6 +425,7 @@ impl Facts {
                 self.memorable = true;
                 self.misses.answered(id, u64::MAX);
                 self.settling.lost(id);
+                self.shown.lost(id);
             }
             self.panic(now);
             self.close();

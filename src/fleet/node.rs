@@ -34,7 +34,7 @@ pub const BRIEFLY_MS: Millis = 60_000;
 const SHOW_RETRY_MS: Millis = 60_000;
 /// An inventory that could not be had is tried again after this: a node that starts blocks the question for a while.
 const INVENTORY_RETRY_MS: Millis = 5_000;
-/// After an unload was asked for, the node needs a moment until ps tells.
+/// After a load or an unload the node is looked at in a moment: an unload takes that long until ps tells.
 const UNLOAD_MS: Millis = 200;
 /// Models missing within this time of a change through us were deleted, not lost.
 const CHANGE_MS: Millis = 60_000;
@@ -117,6 +117,8 @@ pub struct Change {
     pub residency: bool,
     /// The inventory was told, changed or not, or could not be had.
     pub inventory_asked: bool,
+    /// The same of what it has in memory.
+    pub residency_asked: bool,
 }
 
 impl Change {
@@ -194,6 +196,8 @@ pub struct Node {
     probe_busy: bool,
     inventory_timer: Timer,
     residency_timer: Timer,
+    /// A look at what is in its memory is due then, whatever it said before.
+    look_again: Millis,
     slots_timer: Timer,
     weights_busy: bool,
     /// When to look through the inventory for unknown weights: at once after a change, else when a retry is due.
@@ -250,6 +254,7 @@ impl Node {
             probe_busy: false,
             inventory_timer: Timer::NEVER,
             residency_timer: Timer::NEVER,
+            look_again: Millis::MAX,
             slots_timer: Timer::NEVER,
             weights_busy: false,
             weights_at: 0,
@@ -341,7 +346,10 @@ impl Node {
             questions.push(Question::Inventory);
         }
         if self.residency_timer.is_due(now) {
-            self.residency_timer.start(now + jittered(millis(rules.ps), jitter()));
+            if self.look_again <= now {
+                self.look_again = Millis::MAX;
+            }
+            self.residency_timer.start(self.look_again.min(now + jittered(millis(rules.ps), jitter())));
             questions.push(Question::Residency);
         }
         if self.slots_timer.is_due(now) {
@@ -419,7 +427,7 @@ impl Node {
         let refused = matches!(result, Err(FetchError::Refused));
         let mut change = match question {
             Question::Inventory => self.take_inventory(&result, now, rules),
-            Question::Residency => self.take_residency(&result, asked_at, now),
+            Question::Residency => Change { residency_asked: true, ..self.take_residency(&result, asked_at, now) },
             Question::Slots => self.take_slots(&result),
             Question::Weights { digest, .. } => self.take_weights(digest, &result, now),
             Question::Probe => Change::default(),
@@ -446,10 +454,20 @@ impl Node {
         self.changed_at = Some(now);
     }
 
-    /// Asks for the residency in a moment (after an unload).
+    /// Asks for the residency in a moment (after a load or an unload).
     pub fn refresh_residency(&mut self, now: Millis) {
+        self.look_again = now + UNLOAD_MS;
+        self.residency_by(self.look_again);
+    }
+
+    /// Asks for the residency at once, and all the same in a moment.
+    pub fn tell_residency(&mut self, now: Millis) {
+        self.residency_by(now);
+    }
+
+    fn residency_by(&mut self, at: Millis) {
         let timer = if self.is_ollama() { &mut self.residency_timer } else { &mut self.inventory_timer };
-        timer.due = timer.due.min(now + UNLOAD_MS);
+        timer.due = timer.due.min(at);
     }
 
     /// Forgets what has been remembered for too long; true if something was.
@@ -468,6 +486,17 @@ impl Node {
             forgot = true;
         }
         forgot
+    }
+
+    /// Forgets one model of what is remembered, true if it was there. The node is asked anew when it is back.
+    pub fn forget_model(&mut self, key: &str) -> bool {
+        let had = self.inventory.iter().any(|entry| *entry.key == *key);
+        if had {
+            self.inventory = Arc::new(self.inventory.iter().filter(|entry| *entry.key != *key).cloned().collect());
+            // The same words as before are news then.
+            self.inventory_hash = None;
+        }
+        self.lost.remove(key).is_some() | had
     }
 
     /// The blob of a manifest's weights, if that is known.

@@ -197,6 +197,7 @@ impl Facts {
         node.word.set_up(false);
         self.misses.answered(node.id, u64::MAX);
         self.settling.lost(node.id);
+        self.shown.lost(node.id);
         self.cells.forget(node.id);
         self.opened.retain(|cell| cell.node != node.id);
         self.unsettled.retain(|(unsettled, _)| *unsettled != at);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::{Config, NodeConfig};
 use crate::fleet::reconfigure::{NodesChanged, Reconfigure};
 use crate::ids::NodeId;
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// Reports under way at most. A burst of this size means the control thread is late by far more than a round.
 const REPORTS_MAX: usize = 1_024;
@@ -17,6 +17,9 @@ pub const MISS_WAIT: Duration = Duration::from_secs(1);
 
 /// How long an operation on models waits until the Snapshot shows its effect.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a listing of what is loaded waits for a node's word on what was loaded or unloaded a moment ago.
+pub const SHOW_WAIT: Duration = Duration::from_millis(500);
 
 /// What came of looking for a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,8 +66,22 @@ pub enum Report {
         /// Told once a Snapshot shows what each of them said after this.
         settled: tokio::sync::oneshot::Sender<()>,
     },
-    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
+    /// A model was loaded or unloaded there.
     Residency(NodeId),
+    /// Somebody wants to see what so many of those came to.
+    Shown {
+        /// How many.
+        number: u64,
+        /// Told once a Snapshot shows them.
+        shown: tokio::sync::oneshot::Sender<()>,
+    },
+    /// A model was deleted, and will be on these nodes once they are back: what is remembered of it there is forgotten.
+    Gone {
+        /// Where.
+        nodes: Vec<NodeId>,
+        /// The name, as [`crate::dialect::name::key`] gives it.
+        key: Box<str>,
+    },
     /// Models were changed on these nodes: their inventories are asked for anew.
     Changed {
         /// Where.
@@ -78,13 +95,15 @@ pub enum Report {
 #[derive(Clone, Debug)]
 pub struct Reports {
     sender: flume::Sender<Report>,
+    /// Loads and unloads reported so far, by all workers.
+    residencies: Arc<AtomicU64>,
 }
 
 /// The two ends of the reports' channel: workers' and poller's.
 #[must_use]
 pub fn channel() -> (Reports, flume::Receiver<Report>) {
     let (sender, receiver) = flume::bounded(REPORTS_MAX);
-    (Reports { sender }, receiver)
+    (Reports { sender, residencies: Arc::default() }, receiver)
 }
 
 impl Reports {
@@ -112,9 +131,28 @@ impl Reports {
             && matches!(tokio::time::timeout(MISS_WAIT, done).await, Ok(Ok(())))
     }
 
-    /// A model was loaded or unloaded there; [`NodeId::NONE`]: anywhere.
+    /// A model was loaded or unloaded there.
     pub fn residency(&self, node: NodeId) {
-        self.send(Report::Residency(node));
+        if self.send(Report::Residency(node)) {
+            // Before the client has its answer: whoever looks after that knows what to wait for.
+            self.residencies.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What was loaded or unloaded so far is not yet in a Snapshot that shows so many reports.
+    #[must_use]
+    pub fn are_ahead_of(&self, shown: u64) -> bool {
+        self.residencies.load(Ordering::Acquire) > shown
+    }
+
+    /// Waits until a Snapshot shows what was loaded and unloaded so far, at most [`SHOW_WAIT`]. Cancel safe.
+    pub async fn shown(&self) {
+        let number = self.residencies.load(Ordering::Acquire);
+        let (shown, done) = tokio::sync::oneshot::channel();
+        if self.send(Report::Shown { number, shown }) {
+            // In vain: the listing says what is known, as it would have without us.
+            let _ = tokio::time::timeout(SHOW_WAIT, done).await;
+        }
     }
 
     /// Asks the nodes that are up whether one has this name by now; waits at most [`MISS_WAIT`].
@@ -128,6 +166,13 @@ impl Reports {
         match tokio::time::timeout(MISS_WAIT, answer).await {
             Ok(Ok(sought)) => sought,
             Ok(Err(_)) | Err(_) => Sought::Unsure,
+        }
+    }
+
+    /// A model was deleted, and its deletion is kept for these nodes, which are down.
+    pub fn gone(&self, nodes: Vec<NodeId>, key: &str) {
+        if !nodes.is_empty() {
+            self.send(Report::Gone { nodes, key: key.into() });
         }
     }
 

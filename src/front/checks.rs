@@ -78,6 +78,8 @@ pub(super) enum Work {
     AnyNode,
     /// A monitoring route.
     Admin(AdminRoute),
+    /// What is loaded, a moment after that changed.
+    Residency,
     /// Model administration.
     Administration,
     /// An operator's order.
@@ -160,6 +162,9 @@ fn judge(client: &Client, asking: &Asking<'_>) -> Door {
         Handler::Admin(route) => Work::Admin(route),
         Handler::Administration => Work::Administration,
         Handler::Operator => Work::Operator,
+        Handler::Ps if client.local.reports.are_ahead_of(client.local.with_snapshot(|now| now.shown)) => {
+            Work::Residency
+        }
         handler => {
             let response = at_once(client, asking, handler, path);
             let bare = if asking.is_head() { answer::without_body(response) } else { response };

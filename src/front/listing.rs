@@ -36,6 +36,13 @@ pub(super) fn answer(client: &Client, handler: Handler<'_>) -> Response<OutBody>
     }
 }
 
+/// Answers ps once what was just loaded and unloaded through us is in it, as it is with one Ollama; late in bounds where
+/// a node hangs.
+pub(super) async fn fresh(client: &Client) -> Response<OutBody> {
+    client.local.reports.shown().await;
+    answer(client, Handler::Ps)
+}
+
 /// `/v1/models` as it was serialised for this Snapshot.
 #[derive(Default, serde::Deserialize)]
 struct V1List {

@@ -252,8 +252,9 @@ async fn attempt(client: &Rc<Client>, mut ticket: Ticket, asked: &Asked, plan: &
     ticket.first_byte();
     local.heard(node);
     settle(local, &mut exchange, head.status);
-    if cold && head.status.is_success() {
-        // Clients that load a model look whether it is there, and long before the next poll.
+    let loads = asked.empty && matches!(asked.route, Route::Generate | Route::Chat);
+    if (cold || loads) && head.status.is_success() {
+        // Clients that load a model, or keep it longer, look whether it is there, and long before the next poll.
         local.reports.residency(node);
     }
     match head.status {

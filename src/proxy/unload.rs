@@ -1,7 +1,8 @@
 //! An unload frees the model everywhere: one Ollama would, so a fleet must.
 //!
 //! Goes to every node that is up and has the model loaded or loading (to one that merely has it, if there is none: its
-//! answer is harmless). Answers with the first 200; 404 only if no node has it. Not cancelled when the client leaves.
+//! answer is harmless). Answers with the first 200, once all have answered; one that takes its time is not waited for
+//! long. 404 only if no node has it. Not cancelled when the client leaves.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -27,6 +28,7 @@ use crate::proxy::local::Local;
 use crate::proxy::reserve::no_node;
 use crate::proxy::tail::TailReport;
 use crate::proxy::ticket::Ticket;
+use crate::slots::Cell;
 use crate::sync::{Arc, spawn_local};
 use crate::usage::Ending;
 
@@ -35,6 +37,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// How long a node may take for it.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long the others may take once one node has answered: a client that looks then finds the model gone everywhere.
+const OTHERS_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Times that nodes are looked for: the inventories may be a moment old the first time.
 const ROUNDS: usize = 2;
@@ -46,8 +51,15 @@ struct Answer {
     body: Bytes,
 }
 
-/// A node to ask, and how often it had gained models by then.
-type Asking = (NodeId, Arc<Target>, u64);
+/// A node to ask.
+struct Asking {
+    node: NodeId,
+    target: Arc<Target>,
+    /// How often it had gained models by then.
+    gained: u64,
+    /// Its copy.
+    cell: Arc<Cell>,
+}
 
 /// Sends the unload to every node that has the model loaded; to those that have it otherwise if these deny it.
 ///
@@ -83,6 +95,13 @@ pub(super) async fn everywhere(
     Err((ticket, ProxyError::NodesDown { model: asked.model_name().to_owned() }))
 }
 
+/// What the nodes of a round said so far.
+#[derive(Default)]
+struct Heard {
+    good: Option<Answer>,
+    worst: Option<Answer>,
+}
+
 /// Asks these nodes at once: the first 200, else what says more than the others (anything but 404 does).
 async fn round(
     client: &Rc<Client>,
@@ -93,7 +112,7 @@ async fn round(
 ) -> Option<Answer> {
     let local = &client.local;
     let (answers, arriving) = flume::bounded(nodes.len().max(1));
-    for (node, target, gained) in nodes {
+    for Asking { node, target, gained, cell } in nodes {
         ticket.node = node;
         let exchange = local.upstreams.begin(
             node,
@@ -103,30 +122,52 @@ async fn round(
             Leave::Close,
         );
         let answers = answers.clone();
-        let reports = local.reports.clone();
+        let (reports, clock) = (local.reports.clone(), local.clock.clone());
         spawn_local(async move {
             // A node that hangs answers nobody: its task and file end all the same.
-            let answered = tokio::time::timeout(ANSWER_TIME_MAX, answer(exchange)).await;
-            let _ = answers.send((node, gained, answered.unwrap_or_default()));
+            let answered = tokio::time::timeout(ANSWER_TIME_MAX, answer(exchange)).await.unwrap_or_default();
+            if answered.as_ref().is_some_and(|answer| answer.status == StatusCode::OK) {
+                // Later than any success so far, be it of this millisecond: the next request loads it.
+                cell.mark_unloaded(clock.now() + 1);
+            }
             reports.residency(node);
+            let _ = answers.send((node, gained, answered));
         });
     }
     drop(answers);
-    let mut worst: Option<Answer> = None;
-    while let Ok((node, gained, answer)) = arriving.recv_async().await {
-        let Some(answer) = answer else { continue };
-        if answer.status == StatusCode::OK {
-            return Some(answer);
-        }
-        if answer.status == StatusCode::NOT_FOUND {
-            denials.add(node, gained);
-            local.reports.lacks(node);
-        }
-        if worst.as_ref().is_none_or(|worst| worst.status == StatusCode::NOT_FOUND) {
-            worst = Some(answer);
-        }
+    let mut heard = Heard::default();
+    while heard.good.is_none() {
+        let Ok(told) = arriving.recv_async().await else { break };
+        hear(local, denials, &mut heard, told);
     }
-    worst
+    let others = async {
+        while let Ok(told) = arriving.recv_async().await {
+            hear(local, denials, &mut heard, told);
+        }
+    };
+    // In vain: it frees its copy when it can.
+    let _ = tokio::time::timeout(OTHERS_TIME_MAX, others).await;
+    heard.good.or(heard.worst)
+}
+
+fn hear(
+    local: &Local,
+    denials: &mut Denials,
+    heard: &mut Heard,
+    (node, gained, answer): (NodeId, u64, Option<Answer>),
+) {
+    let Some(answer) = answer else { return };
+    if answer.status == StatusCode::OK {
+        heard.good.get_or_insert(answer);
+        return;
+    }
+    if answer.status == StatusCode::NOT_FOUND {
+        denials.add(node, gained);
+        local.reports.lacks(node);
+    }
+    if heard.worst.as_ref().is_none_or(|worst| worst.status == StatusCode::NOT_FOUND) {
+        heard.worst = Some(answer);
+    }
 }
 
 fn usable(model: &Model) -> impl Iterator<Item = &Candidate> {
@@ -135,7 +176,8 @@ fn usable(model: &Model) -> impl Iterator<Item = &Candidate> {
 
 fn asking(snapshot: &Snapshot, one: &Candidate) -> Asking {
     let view = &snapshot.nodes[one.node.0 as usize];
-    (one.node, view.target.clone(), view.gained)
+    let (target, cell) = (view.target.clone(), Arc::clone(&one.pair.cell));
+    Asking { node: one.node, target, gained: view.gained, cell }
 }
 
 fn targets(local: &Local, ticket: &mut Ticket, model: &str) -> Vec<Asking> {

@@ -79,10 +79,8 @@ async fn unloaded_everywhere() {
         stage.proxy.until("loaded on three", || async { stage.proxy.loaded("m") == 3 }).await;
         let answer = same(&stage, path, body).await;
         assert_eq!((answer.status, &answer.json()["done_reason"]), (200, &"unload".into()), "{body}");
-        eventually("gone from memory everywhere", || async { nodes(&stage).all(|node| node.loaded().is_empty()) })
-            .await;
-        let ps = || async { client::get(stage.proxy.address, "/api/ps").await.text() == r#"{"models":[]}"# };
-        eventually("gone from ps", ps).await;
+        assert_eq!(client::get(stage.proxy.address, "/api/ps").await.text(), r#"{"models":[]}"#, "at once");
+        assert!(nodes(&stage).all(|node| node.loaded().is_empty()), "gone from memory everywhere");
         // Again, with nothing loaded: still a 200.
         let answer = same(&stage, path, body).await;
         assert_eq!((answer.status, &answer.json()["done_reason"]), (200, &"unload".into()), "{body}");

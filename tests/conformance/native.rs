@@ -32,7 +32,6 @@ fn loads() -> Vec<Case> {
             .json("/response", "")
             .that("a load", |answer| is_short(answer, "load"))
             .get("/api/ps")
-            .in_the_end()
             .json("/models/0/name", "m:latest")
             .json_that("its keys in their order", |body| {
                 let keys: Vec<&str> = body["models"][0].as_object().unwrap().keys().map(String::as_str).collect();

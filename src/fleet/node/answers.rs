@@ -92,7 +92,8 @@ impl Node {
     ) -> Change {
         self.inventory_timer.busy = false;
         self.round_done = true;
-        let unchanged = Change { inventory_asked: true, ..Change::default() };
+        let residency_asked = !self.is_ollama();
+        let unchanged = Change { inventory_asked: true, residency_asked, ..Change::default() };
         let told = body(result, "the inventory");
         let hash = told.as_ref().ok().map(|body| hashed(body));
         if hash.is_some() && hash == self.inventory_hash {

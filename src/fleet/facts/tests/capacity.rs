@@ -68,6 +68,24 @@ fn ps_says_what_is_loaded_by_weights_not_by_name() {
 }
 
 #[test]
+fn what_has_answered_stays_loaded_while_its_weights_become_known() {
+    let mut herd = Herd::new(vec![Script { delay_ms: 10, ..shared() }]);
+    herd.run(35);
+    // Its show has come, and no generation since.
+    let cell = herd.cell("a:latest", 0);
+    cell.mark_loaded(herd.now.ms);
+    herd.scripts[0].loaded = vec!["a:latest".to_owned()];
+    herd.run(1);
+    herd.facts.report(Report::Residency(NodeId(0)), herd.now);
+    let generation = herd.last().generation;
+    herd.run(212);
+    assert_eq!(herd.last().generation, generation, "else it proves nothing");
+    assert!(cell.view().loaded, "its node lists it, by the manifest it stands under");
+    herd.run(5_000);
+    assert!(Arc::ptr_eq(&cell, &herd.cell("b:latest", 0)) && cell.view().loaded);
+}
+
+#[test]
 fn what_is_in_flight_stays_loaded_whatever_ps_says() {
     let mut herd = Herd::new(vec![shared()]);
     herd.run(1_000);

@@ -226,3 +226,26 @@ fn rapid_changes_leave_each_snapshot_consistent() {
     assert_eq!(herd.listed().len(), all.len(), "at rest the listing is the union");
     assert!(herd.last().models.values().all(|model| model.candidates.len() == 5));
 }
+
+#[test]
+fn what_was_deleted_is_not_remembered_of_a_node_that_is_down() {
+    let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1"), ("b:latest", "d2")])]);
+    herd.run(10_000);
+    let gone = |herd: &mut Herd| {
+        herd.facts.report(Report::Gone { nodes: vec![NodeId(0)], key: "a:latest".into() }, herd.now);
+        herd.run(10);
+    };
+    gone(&mut herd);
+    assert_eq!(herd.listed(), ["a:latest", "b:latest"], "a node that is up tells for itself");
+    herd.scripts[0].mood = Mood::Refuses;
+    herd.run(10_000);
+    assert!(!herd.is_up(0));
+    assert_eq!(herd.listed(), ["a:latest", "b:latest"]);
+    gone(&mut herd);
+    assert_eq!(herd.listed(), ["b:latest"]);
+    assert!(!herd.last().models.contains_key("a:latest"), "no ground for a 503");
+    // It is back, with what it had, in the very words of before.
+    herd.scripts[0].mood = Mood::Answers;
+    herd.run(20_000);
+    assert_eq!(herd.listed(), ["a:latest", "b:latest"]);
+}

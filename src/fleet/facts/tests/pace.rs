@@ -280,5 +280,46 @@ fn denials_and_unloads_are_looked_at_at_once() {
     herd.run(250);
     assert_eq!(herd.scripts[0].times("/api/tags"), [ms]);
     assert!(herd.scripts[1].times("/api/tags").is_empty());
-    assert_eq!(herd.scripts[1].times("/api/ps").len(), 1);
+    assert_eq!(herd.scripts[1].times("/api/ps"), [ms + 200], "an unload takes a moment");
+}
+
+#[test]
+fn whoever_looks_after_a_load_waits_for_its_nodes_word_alone() {
+    let hangs = Script { delay_ms: 50, ..Script::ollama(&[("a:latest", "d1")]) };
+    let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")]), hangs]);
+    herd.run(10_000);
+    let shown = |herd: &mut Herd, number| {
+        let (shown, done) = tokio::sync::oneshot::channel();
+        herd.facts.report(Report::Shown { number, shown }, herd.now);
+        done
+    };
+    herd.scripts[0].loaded = vec!["a:latest".to_owned()];
+    herd.facts.report(Report::Residency(NodeId(0)), herd.now);
+    let mut done = shown(&mut herd, 1);
+    herd.run(1);
+    assert_eq!(done.try_recv(), Ok(()));
+    assert_eq!(names(&herd.last().listing.ps, "models", "name"), ["a:latest"]);
+    // Once it is shown nobody waits, not even for a generation.
+    let generation = herd.last().generation;
+    assert_eq!(shown(&mut herd, 1).try_recv(), Ok(()));
+    herd.step();
+    assert_eq!(herd.last().generation, generation);
+    // The other takes its time; what was asked of it before does not count.
+    herd.scripts[0].loaded.clear();
+    herd.facts.report(Report::Residency(NodeId(1)), herd.now);
+    let mut first = shown(&mut herd, 2);
+    herd.step();
+    herd.facts.report(Report::Residency(NodeId(1)), herd.now);
+    herd.facts.report(Report::Residency(NodeId(0)), herd.now);
+    let mut all = shown(&mut herd, 4);
+    herd.run(49);
+    assert!(first.try_recv().is_err());
+    herd.run(1);
+    assert_eq!(first.try_recv(), Ok(()));
+    assert!(all.try_recv().is_err());
+    herd.scripts[1].mood = Mood::Refuses;
+    herd.facts.report(Report::Refused(NodeId(1)), herd.now);
+    herd.step();
+    assert_eq!(all.try_recv(), Ok(()), "nothing more is heard of a node that is down");
+    assert!(names(&herd.last().listing.ps, "models", "name").is_empty());
 }

@@ -255,3 +255,16 @@ fn a_node_that_moves_takes_its_count_of_lost_exchanges_along() {
     assert_eq!(changed.moved, ["n1"]);
     assert_eq!(herd.last().nodes[1].word.cas_retries(), 7);
 }
+
+#[test]
+fn nobody_waits_for_what_was_loaded_on_a_node_that_is_removed() {
+    let mut herd = two();
+    herd.scripts[1].mood = Mood::OnlyProbes;
+    herd.facts.report(Report::Residency(NodeId(1)), herd.now);
+    let (shown, mut done) = oneshot::channel();
+    herd.facts.report(Report::Shown { number: 1, shown }, herd.now);
+    herd.run(100);
+    assert!(done.try_recv().is_err());
+    herd.reconfigure(&[0], |_, _| {});
+    assert_eq!(done.try_recv(), Ok(()));
+}
