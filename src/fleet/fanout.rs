@@ -456,3 +456,6 @@ fn line(value: &impl Serialize) -> Bytes {
     out.push(b'\n');
     out.into()
 }
+
+#[cfg(test)]
+mod tests;

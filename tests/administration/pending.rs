@@ -207,3 +207,43 @@ async fn a_kept_pull_leaves_another_model_under_the_name_alone() {
     until_nothing_is_pending(&proxy).await;
     assert_eq!(herd.nodes()[2].ledger().route("/api/pull"), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_is_gone_though_a_node_that_is_down_has_it() {
+    let (herd, proxy) = fleet("", |_, _| ()).await;
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    stop_c(&herd, &proxy).await;
+    let deleted = delete(&proxy, r#"{"model":"new"}"#).await;
+    assert_eq!(deleted.json()["nodes"]["pending"][0], "c");
+    let tags = client::get(proxy.address, "/api/tags").await.text();
+    assert!(!tags.contains("new:latest") && tags.contains("m:latest"), "{tags}");
+    assert_eq!(post(&proxy, "/api/show", r#"{"model":"new"}"#).await.status, 404);
+    assert_eq!(post(&proxy, "/api/generate", r#"{"model":"new","prompt":"x"}"#).await.status, 404);
+    // As with one Ollama; and it is deleted there all the same.
+    let again = delete(&proxy, r#"{"model":"new"}"#).await;
+    assert_eq!((again.status, again.text().as_str()), (404, r#"{"error":"model 'new' not found"}"#));
+    // Deleted once more where it came to meanwhile.
+    well_formed(&crate::post_to(&proxy, "a", "/api/pull", r#"{"model":"new"}"#).await);
+    assert_eq!(delete(&proxy, r#"{"model":"new"}"#).await.text(), "");
+    assert_eq!(listed(&proxy).await.len(), 1);
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m"]);
+    assert_eq!(herd.nodes()[2].ledger().route("/api/delete"), 1);
+
+    // Deleted and pulled again while the node was down: it has what the registry has.
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    stop_c(&herd, &proxy).await;
+    assert_eq!(delete(&proxy, r#"{"model":"new"}"#).await.status, 200);
+    well_formed(&post(&proxy, "/api/pull", r#"{"model":"new"}"#).await);
+    let kept = listed(&proxy).await;
+    assert_eq!(
+        (kept.len(), &kept[0]["operation"], kept[0]["digest"].is_string()),
+        (1, &"pull".into(), true),
+        "{kept:?}"
+    );
+    herd.nodes()[2].restart();
+    until_nothing_is_pending(&proxy).await;
+    assert_eq!(disk(&herd, 2).await, ["m", "new"]);
+    assert_eq!(herd.nodes()[2].ledger().route("/api/pull"), 3, "caught up, not given up");
+}

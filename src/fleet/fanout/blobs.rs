@@ -48,7 +48,7 @@ pub(super) async fn head(desk: &Rc<Desk>, order: Order) -> Ended {
 }
 
 /// By node: whether it has the blob; `None`: it could not be asked.
-async fn have(goals: &[Goal], id: RequestId, digest: &str) -> Vec<Option<bool>> {
+pub(super) async fn have(goals: &[Goal], id: RequestId, digest: &str) -> Vec<Option<bool>> {
     let asked: Vec<_> = goals
         .iter()
         .map(|goal| {
@@ -227,7 +227,7 @@ async fn upload(
 }
 
 /// One node's part: its pieces, then its answer. It may answer before they end.
-async fn pass(exchange: &mut Exchange, pieces: flume::Receiver<Piece>) -> Result<u16, Fail> {
+pub(super) async fn pass(exchange: &mut Exchange, pieces: flume::Receiver<Piece>) -> Result<u16, Fail> {
     loop {
         match pieces.recv_async().await {
             Ok(Piece::Data(data)) => {

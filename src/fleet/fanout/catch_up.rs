@@ -4,6 +4,7 @@
 //! Snapshot says of a node that just came back may be what it had before. Must never act on a node whose models are not
 //! as they were when the operation was ordered.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,8 +42,9 @@ pub(super) async fn run(desk: Rc<Desk>) {
             .await;
         for entry in due {
             let Some(node) = find(&entry.node).filter(|_| desk.keeper.under_way() < AT_ONCE) else { continue };
-            let attempt = spawn_local(attempt(Rc::clone(&desk), entry.clone(), Arc::clone(node)));
-            desk.keeper.begun(&entry, attempt.abort_handle());
+            let sent = Rc::new(Cell::new(false));
+            let attempt = attempt(Rc::clone(&desk), entry.clone(), Arc::clone(node), Rc::clone(&sent));
+            desk.keeper.begun(&entry, spawn_local(attempt).abort_handle(), sent);
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -56,8 +58,8 @@ fn how(result: &Result<bool, String>) -> CaughtUp {
     }
 }
 
-async fn attempt(desk: Rc<Desk>, entry: Entry, node: Arc<NodeView>) {
-    let result = carry_out(&desk, &entry, &node.target).await;
+async fn attempt(desk: Rc<Desk>, entry: Entry, node: Arc<NodeView>, sent: Rc<Cell<bool>>) {
+    let result = carry_out(&desk, &entry, &node.target, &sent).await;
     let (id, name, model) = (entry.id, &*node.name, &entry.model);
     desk.tally.caught_up(how(&result), 1);
     match &result {
@@ -77,7 +79,12 @@ async fn attempt(desk: Rc<Desk>, entry: Entry, node: Arc<NodeView>) {
 }
 
 /// False: it must not be carried out any more.
-async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<bool, String> {
+pub(super) async fn carry_out(
+    desk: &Desk,
+    entry: &Entry,
+    target: &Arc<Target>,
+    sent: &Cell<bool>,
+) -> Result<bool, String> {
     let body = match entry.operation {
         Operation::Pull if entry.insecure => serde_json::json!({ "model": entry.model, "insecure": true }),
         Operation::Pull | Operation::Delete => serde_json::json!({ "model": entry.model }),
@@ -98,6 +105,7 @@ async fn carry_out(desk: &Desk, entry: &Entry, target: &Arc<Target>) -> Result<b
         Operation::Delete => Verb::Delete,
         Operation::Copy => Verb::Copy,
     };
+    sent.set(true);
     match tokio::time::timeout(Duration::from_millis(SHORT_MS), short(target, id, verb, &body)).await {
         Ok(result) => result.map(|()| true).map_err(|fail| fail.text()),
         Err(_) => Err(format!("no answer for {SHORT_MS} ms")),

@@ -8,12 +8,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use crate::clock::Millis;
+use crate::dialect::name;
 use crate::fleet::fanout::pending::{Entry, Pending};
 use crate::fleet::fanout::tally::{CaughtUp, Tally};
 use crate::fleet::file;
@@ -26,6 +28,11 @@ const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Between two attempts to write what could not be written, at first and at most.
 const AGAIN_MS: Millis = 1_000;
 const AGAIN_MS_MAX: Millis = 60_000;
+/// How long a newer order, or who cancels, waits for a copy or a deletion that a node has been told already: it is
+/// carried out whoever listens, and must not meet what comes after it.
+const SENT_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has ended.
+const SENT_LOOK: Duration = Duration::from_millis(10);
 /// How long an order waits for the disk before it says that its entry is in memory only.
 const DISK_WAIT: Duration = Duration::from_secs(5);
 
@@ -44,12 +51,31 @@ pub(super) struct Aside {
     pub(super) ended: Vec<String>,
 }
 
+impl Aside {
+    /// The digest that a node had under a name, as what was kept for it says.
+    pub(super) fn digest_on(&self, node: &str, model: &str) -> Option<String> {
+        let key = name::key(model);
+        let kept = |entry: &&Entry| entry.node == node && name::key(&entry.model) == key;
+        self.entries.iter().find(kept).and_then(|entry| entry.digest.clone())
+    }
+}
+
+/// An attempt under way.
+#[derive(Debug)]
+struct Attempt {
+    node: String,
+    /// How to end it.
+    abort: AbortHandle,
+    /// Its node has been told what to do, and does it in one go.
+    sent: Rc<Cell<bool>>,
+}
+
 /// The list, who works on it, and its file.
 #[derive(Debug)]
 pub(super) struct Keeper {
     pending: RefCell<Pending>,
-    /// Attempts under way, by entry: the node, and how to end it.
-    running: RefCell<HashMap<u64, (String, AbortHandle)>>,
+    /// Attempts under way, by entry.
+    running: RefCell<HashMap<u64, Attempt>>,
     path: PathBuf,
     tally: Arc<Tally>,
     /// Holds one token: who has it may write.
@@ -108,23 +134,25 @@ impl Keeper {
         kept
     }
 
-    /// A newer order for this name begins on these nodes: what was kept is taken off, attempts under way are ended.
+    /// A newer order for this name begins on these nodes: what was kept is taken off, attempts under way are ended; one
+    /// whose node has been told ends by itself.
     pub(super) async fn aside(&self, key: &str, on: impl Fn(&str) -> bool) -> Aside {
         let entries = self.pending.borrow_mut().aside(key, on);
         if entries.is_empty() {
             return Aside::default();
         }
-        let ids = entries.iter().map(|entry| entry.id).collect();
+        let ids: Vec<u64> = entries.iter().map(|entry| entry.id).collect();
         let is_running = |entry: &&Entry| self.running.borrow().contains_key(&entry.id);
         let ended = entries.iter().filter(is_running).map(|entry| entry.node.clone()).collect();
+        self.sent_have_ended(&ids).await;
         self.stop(ids);
         self.store().await;
         Aside { entries, ended }
     }
 
     /// The newer order has done nothing on these nodes: what was kept for them is kept again.
-    pub(super) async fn put_back(&self, aside: Aside, on: impl Fn(&str) -> bool) {
-        let entries: Vec<Entry> = aside.entries.into_iter().filter(|entry| on(&entry.node)).collect();
+    pub(super) async fn put_back(&self, aside: Aside, which: impl Fn(&Entry) -> bool) {
+        let entries: Vec<Entry> = aside.entries.into_iter().filter(which).collect();
         if entries.is_empty() {
             return;
         }
@@ -135,12 +163,29 @@ impl Keeper {
         self.store().await;
     }
 
-    /// Takes an entry off the list; an attempt under way is ended.
+    /// Takes an entry off the list; an attempt under way is ended. `None`: there is none, or it was just carried out.
     pub(super) async fn cancel(&self, id: u64) -> Option<Entry> {
+        self.sent_have_ended(&[id]).await;
         let entry = self.pending.borrow_mut().remove(id)?;
         self.stop(vec![id]);
         self.store().await;
         Some(entry)
+    }
+
+    /// Waits for those of these attempts that cannot be taken back.
+    async fn sent_have_ended(&self, ids: &[u64]) {
+        let runs = |id: &u64| {
+            let running = self.running.borrow();
+            running.get(id).is_some_and(|attempt| attempt.sent.get() && !attempt.abort.is_finished())
+        };
+        let ended = async {
+            while ids.iter().any(runs) {
+                tokio::time::sleep(SENT_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(SENT_WAIT, ended).await.is_err() {
+            tracing::warn!("a kept operation under way does not end; a newer one does not wait for it");
+        }
     }
 
     /// An attempt ended: the entry is done with, or tried again later.
@@ -170,7 +215,7 @@ impl Keeper {
             self.store().await;
         }
         let running = self.running.borrow();
-        let busy = |node: &str| running.values().any(|(other, _)| other == node);
+        let busy = |node: &str| running.values().any(|attempt| attempt.node == node);
         self.pending.borrow().due(unix_ms, is_up, busy)
     }
 
@@ -179,9 +224,9 @@ impl Keeper {
         self.running.borrow().len()
     }
 
-    /// An attempt has begun.
-    pub(super) fn begun(&self, entry: &Entry, abort: AbortHandle) {
-        self.running.borrow_mut().insert(entry.id, (entry.node.clone(), abort));
+    /// An attempt has begun; `sent` says when its node has been told.
+    pub(super) fn begun(&self, entry: &Entry, abort: AbortHandle, sent: Rc<Cell<bool>>) {
+        self.running.borrow_mut().insert(entry.id, Attempt { node: entry.node.clone(), abort, sent });
     }
 
     /// The list for people.
@@ -207,17 +252,17 @@ impl Keeper {
 
     fn stop(&self, ids: Vec<u64>) {
         for id in ids {
-            if let Some((_, abort)) = self.running.borrow_mut().remove(&id) {
-                abort.abort();
+            if let Some(attempt) = self.running.borrow_mut().remove(&id) {
+                attempt.abort.abort();
             }
         }
     }
 
     /// Ends attempts on nodes that are not up any more, and those that ended without a word: tried again later.
     pub(super) async fn give_up(&self, unix_ms: u64, is_up: impl Fn(&str) -> bool) {
-        let over = |(id, (node, attempt)): (&u64, &(String, AbortHandle))| match () {
-            () if attempt.is_finished() => Some((*id, "the attempt broke off")),
-            () if !is_up(node) => Some((*id, "the node went down")),
+        let over = |(id, attempt): (&u64, &Attempt)| match () {
+            () if attempt.abort.is_finished() => Some((*id, "the attempt broke off")),
+            () if !is_up(&attempt.node) => Some((*id, "the node went down")),
             () => None,
         };
         let over: Vec<_> = self.running.borrow().iter().filter_map(over).collect();
@@ -380,7 +425,7 @@ mod tests {
         let attempts = tokio::task::LocalSet::new();
         for entry in &due {
             let attempt = attempts.spawn_local(std::future::pending::<()>());
-            keeper.begun(entry, attempt.abort_handle());
+            keeper.begun(entry, attempt.abort_handle(), Rc::default());
         }
         keeper.give_up(0, |node| node == "b").await;
         assert_eq!(keeper.under_way(), 1);

@@ -166,6 +166,9 @@ impl Pending {
     }
 
     /// A newer order for this name begins on these nodes: takes off what was kept for it, and hands it over.
+    ///
+    /// It is in no file meanwhile. A process that is killed in the middle forgets it, which is the safe side: how much of
+    /// the newer order was done then is not known, and an old deletion must not undo a pull, nor an old pull a deletion.
     pub fn aside(&mut self, key: &str, on: impl Fn(&str) -> bool) -> Vec<Entry> {
         let (taken, left) =
             std::mem::take(&mut self.entries).into_iter().partition(|entry| *entry.key == *key && on(&entry.node));

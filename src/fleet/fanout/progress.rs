@@ -196,7 +196,7 @@ impl Run {
         self.tasks.clear();
         let nodes = self.goals.up.iter().zip(&self.results);
         let done: Vec<&str> = nodes.filter(|(_, r)| matches!(r, Some(Ok(())))).map(|(goal, _)| &*goal.name).collect();
-        self.desk.keeper.put_back(self.aside, |node| !done.contains(&node)).await;
+        self.desk.keeper.put_back(self.aside, |entry| !done.contains(&&*entry.node)).await;
         self.desk.reports.changed(begun).await;
     }
 
@@ -299,7 +299,7 @@ impl Run {
         if outcome.done.is_empty() {
             self.desk.keeper.put_back(aside, |_| true).await;
         } else {
-            keep(&self.desk, &self.asked, &missing, &mut outcome).await;
+            keep(&self.desk, &self.asked, &missing, &aside, &mut outcome).await;
             outcome.missed.extend(self.goals.without.iter().map(|goal| Box::from(&*goal.name)));
         }
         for (name, fail) in &failures {
@@ -331,14 +331,23 @@ impl Run {
 }
 
 /// Keeps an operation for those who missed it, as far as it is a desired state.
-pub(super) async fn keep(desk: &Desk, asked: &Asked, missing: &[&Goal], outcome: &mut Outcome) {
+pub(super) async fn keep(desk: &Desk, asked: &Asked, missing: &[&Goal], aside: &Aside, outcome: &mut Outcome) {
     let now = desk.clock.unix_ms();
     let mut kept = Vec::new();
     if let Some(operation) = Operation::of(asked.verb) {
         // What a node is not known to have cannot be told from what it gets meanwhile.
         let known = |goal: &&&Goal| operation == Operation::Pull || goal.digest.is_some();
-        let entries = missing.iter().filter(known).map(|goal| Entry::new(operation, asked, goal, now));
+        let entries = missing.iter().filter(known).map(|goal| {
+            let entry = Entry::new(operation, asked, goal, now);
+            // A model whose deletion was kept is remembered by that alone.
+            let digest = entry.digest.or_else(|| aside.digest_on(&entry.node, &entry.model));
+            Entry { digest, ..entry }
+        });
         kept = desk.keeper.add(entries.collect()).await;
+        if operation == Operation::Delete {
+            let gone = missing.iter().filter(|goal| kept.iter().any(|name| **name == *goal.name));
+            desk.reports.gone(gone.map(|goal| goal.node).collect(), &asked.key);
+        }
     }
     for goal in missing {
         let list =

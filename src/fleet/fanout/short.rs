@@ -11,7 +11,9 @@ use bytes::Bytes;
 use crate::dialect::texts::Refusal;
 use crate::fleet::fanout::ask::{Asked, Verb};
 use crate::fleet::fanout::exchange::{Exchange, Fail};
+use crate::fleet::fanout::keeper::Aside;
 use crate::fleet::fanout::outcome::{Outcome, words};
+use crate::fleet::fanout::pending::{Entry, Operation};
 use crate::fleet::fanout::tally::Ended;
 use crate::fleet::fanout::targets::{Goal, Goals, NoGoal};
 use crate::fleet::fanout::{Body, By, Desk, Order, Reply, progress};
@@ -33,8 +35,9 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked) -> Ended {
     let mut goals = match desk.goals(asked, order.nodes.as_deref()).await {
         Ok(goals) => goals,
         Err(none) => {
-            if let Some(aside) = early.filter(|_| none != NoGoal::NoModel) {
-                desk.keeper.put_back(aside, |_| true).await;
+            if let Some(aside) = early {
+                let nowhere = none == NoGoal::NoModel;
+                desk.keeper.put_back(aside, |entry| !nowhere || is_deletion(entry)).await;
             }
             return order.client.answer(Reply::refusal(&none.refusal(Some(asked))));
         }
@@ -51,10 +54,11 @@ pub(super) async fn run(desk: &Rc<Desk>, order: Order, asked: &Asked) -> Ended {
         results = everywhere(&goals.up, order.by.request, asked.verb, &order.body).await;
     }
     let some = results.iter().any(Result::is_ok);
-    if !some && !results.iter().all(lacks_it) {
-        desk.keeper.put_back(aside, |_| true).await;
-    }
-    let reply = verdict(desk, (asked, &order.by), &goals, results).await;
+    let untouched = !some && !results.iter().all(lacks_it);
+    let reply = verdict(desk, (asked, &order.by), (&goals, &aside), results).await;
+    // What is to be deleted elsewhere is so still.
+    let again = |entry: &Entry| untouched || asked.verb == Verb::Delete && is_deletion(entry);
+    desk.keeper.put_back(aside, again).await;
     // Anything but Ollama's own empty answer says who is left without.
     let is_full = reply.status == 200 && matches!(&reply.body, Body::Whole(bytes) if bytes.is_empty());
     let ended = order.client.answer(reply);
@@ -69,7 +73,7 @@ async fn elsewhere(desk: &Desk, order: &Order, asked: &Asked, denied: &Goals) ->
 }
 
 /// Asks all nodes at once; their results in order.
-async fn everywhere(goals: &[Goal], id: RequestId, verb: Verb, body: &Bytes) -> Vec<Result<(), Fail>> {
+pub(super) async fn everywhere(goals: &[Goal], id: RequestId, verb: Verb, body: &Bytes) -> Vec<Result<(), Fail>> {
     let under_way: Vec<_> = goals
         .iter()
         .map(|goal| {
@@ -92,11 +96,20 @@ async fn everywhere(goals: &[Goal], id: RequestId, verb: Verb, body: &Bytes) -> 
     results
 }
 
+fn is_deletion(entry: &Entry) -> bool {
+    entry.operation == Operation::Delete
+}
+
 fn lacks_it(result: &Result<(), Fail>) -> bool {
     matches!(result, Err(Fail::Refused(refused)) if refused.status == 404)
 }
 
-async fn verdict(desk: &Desk, (asked, by): (&Asked, &By), goals: &Goals, results: Vec<Result<(), Fail>>) -> Reply {
+async fn verdict(
+    desk: &Desk,
+    (asked, by): (&Asked, &By),
+    (goals, aside): (&Goals, &Aside),
+    results: Vec<Result<(), Fail>>,
+) -> Reply {
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
     let mut missing: Vec<&Goal> = goals.down.iter().collect();
@@ -117,7 +130,7 @@ async fn verdict(desk: &Desk, (asked, by): (&Asked, &By), goals: &Goals, results
     }
     let touched: Vec<NodeId> = goals.up.iter().map(|goal| goal.node).collect();
     if !outcome.done.is_empty() {
-        progress::keep(desk, asked, &missing, &mut outcome).await;
+        progress::keep(desk, asked, &missing, aside, &mut outcome).await;
     }
     desk.reports.changed(touched).await;
     failures.retain(|(name, _)| !outcome.pending.iter().any(|kept| **kept == **name));
