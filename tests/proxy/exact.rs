@@ -111,6 +111,8 @@ fn judge(answer: Option<client::Answer>) -> Seen {
         200 if answer.whole && !tells_an_error(&answer.text()) => seen.completed += 1,
         200 => seen.node_error_after += 1,
         404 => seen.rejected += 1,
+        // On a busy machine a node's probes may time out: nobody was asked then, and the answer says so.
+        503 if answer.header("x-herdgate-reason") == Some("no_node") => seen.rejected += 1,
         503 => seen.node_error_before += 1,
         status => panic!("{status} {}", answer.text()),
     }
