@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub use self::lmdb::{Held, LmdbStore};
 
 /// Schema this herdgate reads and writes. A store with a higher number is refused, one with a lower number migrated
-/// ([`super::migration`]).
+/// (`usage/migration.rs`).
 pub const SCHEMA: u32 = 2;
 /// Key of the schema number in [`Table::Meta`].
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
