@@ -14,7 +14,8 @@
 //! | no `first_byte`, but a suspect after two silent requests on loaded models | src/fleet/progress.rs | two_silent_requests_make_a_suspect one_silent_request_is_a_long_prompt |
 //! | whoever waits for a load makes no suspect | tests/stories/sick.rs | a_node_that_loads_for_long_is_no_suspect |
 //! | a suspect gets no new work | src/fleet/facts/tests/pace.rs | requests_without_a_byte_make_a_suspect |
-//! | a suspect is named in log, metric and status | tests/stories/sick.rs | a_silent_node_is_named |
+//! | a suspect is named in metric and status | tests/stories/sick.rs | a_silent_node_is_named |
+//! | a suspect is named in the log | src/fleet/facts/tests/pace.rs | a_suspect_is_named_in_the_log |
 //! | `stream_idle`: the dialect's error, permit back | tests/proxy/bounds.rs | i8_a_node_that_falls_silent_after_its_first_byte_is_left_in_words |
 //! | `client_stall`: taken as gone | tests/proxy/bounds.rs | i8_a_client_that_stalls_is_taken_as_gone |
 //! | `queue_wait`, shortened by `x-herdgate-max-wait`: 503 | tests/proxy/bounds.rs | i8_waiting_ends_with_503_after_the_clients_own_bound_or_queue_wait |
@@ -57,7 +58,9 @@
 //! | slots of an OpenAI-compatible node come from its `/props` | tests/fleet.rs | an_openai_node_brings_its_models_and_slots |
 //! | the start prints each limit and where it comes from | src/config/tests.rs | a_description_names_nodes_limits_and_origins |
 //! | the order of candidates | src/routing/tests.rs | least_relative_load_first ties_rotate loaded_then_loading_then_cold soft_limit_is_exceeded_on_the_least_loaded_copy |
-//! | a further copy after `cold_spill_after`, one load at a time | src/routing/tests.rs | full_for_long_spills_to_a_further_copy recovering_node_loads_one_model_at_a_time loaded_nowhere_starts_one_copy_on_the_node_with_the_least_work |
+//! | a further copy after `cold_spill_after`, one load at a time | src/routing/tests.rs | full_for_long_spills_to_a_further_copy loaded_nowhere_starts_one_copy_on_the_node_with_the_least_work |
+//! | one cold load at a time on a node that recovers | src/routing/tests.rs | recovering_node_loads_one_model_at_a_time |
+//! | a node that came back recovers for 30 s | src/fleet/facts/tests/pace.rs | a_refused_request_closes_the_node_at_once |
 //! | a further copy, as configured | tests/proxy/waiting.rs | a_further_copy_starts_when_all_have_been_full_for_long no_further_copy_starts_before_that |
 //! | `node_slots` | tests/operate/node_slots.rs | i1_two_models_share_one_slot_of_their_node_in_turn |
 //! | retries before the first byte: three nodes, or one further | tests/proxy/failover.rs | i6_at_most_three_nodes_and_one_further_once_the_request_was_sent_whole |

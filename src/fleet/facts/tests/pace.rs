@@ -135,12 +135,44 @@ fn requests_without_a_byte_make_a_suspect() {
         progress.begin(crate::ids::WorkerId(0), herd.now.ms, None);
     }
     herd.run(119_000);
-    assert!(herd.facts.nodes()[0].word.is_open());
+    assert!(herd.facts.nodes()[0].word.is_open() && herd.facts.nodes()[0].word.takes_new());
     herd.run(2_000);
     assert!(herd.is_up(0) && herd.last().nodes[0].suspect && !herd.facts.nodes()[0].word.is_open());
+    assert!(!herd.facts.nodes()[0].word.takes_new(), "routing asks this, of each candidate");
     progress.byte(crate::ids::WorkerId(1), herd.now.ms);
     herd.run(1_000);
     assert!(!herd.last().nodes[0].suspect && herd.facts.nodes()[0].word.is_open());
+    assert!(herd.facts.nodes()[0].word.takes_new());
+}
+
+/// What a subscriber writes, a line at a time.
+struct Log(flume::Sender<Vec<u8>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.send(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_suspect_is_named_in_the_log() {
+    let (written, lines) = flume::bounded(1_000);
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || Log(written.clone())).finish();
+    let mut herd = Herd::new(vec![Script::ollama(&[("a:latest", "d1")])]);
+    tracing::subscriber::with_default(log, || {
+        herd.run(1_000);
+        let progress = Arc::clone(&herd.facts.nodes()[0].progress);
+        (0..2).for_each(|_| progress.begin(crate::ids::WorkerId(0), herd.now.ms, None));
+        herd.run(122_000);
+    });
+    let text: String = lines.drain().map(|line| String::from_utf8(line).unwrap()).collect();
+    let named = text.lines().find(|line| line.contains("node is suspect")).expect("a line");
+    assert!(named.contains("requests on it are silent") && named.contains(&*herd.facts.nodes()[0].name), "{named}");
 }
 
 #[test]
