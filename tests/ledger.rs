@@ -157,6 +157,9 @@ fn a_restart_within_a_minute_keeps_what_was_there() {
     assert_eq!(total(&mut rig).exact, tokens(18, 30));
     let base = rig.shown.base.load_full();
     assert_eq!((base.len(), base[0].tokens()), (1, tokens(18, 30)), "the base of /api/usage");
+    let row = rows(&mut rig, MINUTES)[0].row;
+    assert_eq!((row.load_ns, row.prompt_eval_ns, row.eval_ns), (6, 12, 18), "GPU time of six requests");
+    assert_eq!((row.queue_us, row.first_byte_us, row.first_bytes), (24, 30, 6), "and what their clients waited");
 }
 
 #[test]

@@ -124,9 +124,13 @@ impl Drop for Serving {
 }
 
 fn herd() -> Herd {
+    herd_of(&["m"])
+}
+
+fn herd_of(models: &[&str]) -> Herd {
     let millisecond = Duration::from_millis(1);
-    let spec =
-        || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(8).speed(Duration::ZERO, Duration::ZERO, millisecond);
+    let models = || models.iter().map(|name| ModelSpec::chat(name)).collect();
+    let spec = || NodeSpec::ollama(models()).slots(8).speed(Duration::ZERO, Duration::ZERO, millisecond);
     Herd::start(vec![spec(), spec()]).unwrap()
 }
 
@@ -211,28 +215,36 @@ async fn i11_sigterm_in_mid_load_loses_nothing() {
 
 /// A stream that would run for minutes, its first bytes read.
 async fn endless(address: SocketAddr) -> Client {
+    begun(address, r#"{"model":"m","prompt":"x","sim":{"tokens":100000,"pace_ms":20}}"#).await
+}
+
+/// A stream whose first piece has come.
+async fn begun(address: SocketAddr, body: &str) -> Client {
     let mut client = Client::connect(address).await;
-    let body = r#"{"model":"m","prompt":"x","sim":{"tokens":100000,"pace_ms":20}}"#;
     client.send(&post("/api/generate", body)).await;
     assert_eq!(client.begin().await.unwrap().status, 200);
     client.chunk().await.unwrap();
     client
 }
 
-/// The rest of a stream that is ended early: clean, with the error of its dialect.
-async fn assert_ended_in_words(client: &mut Client) {
+/// What a stream ends with.
+async fn last_record(client: &mut Client) -> serde_json::Value {
     let mut last = Vec::new();
     while let Some(chunk) = client.chunk().await {
         last = chunk;
     }
-    let last = String::from_utf8(last).unwrap();
-    let line: serde_json::Value = serde_json::from_str(last.lines().last().unwrap()).unwrap();
-    assert!(line["error"].as_str().unwrap().contains("shutting down"), "{last}");
+    serde_json::from_str(String::from_utf8(last).unwrap().lines().last().unwrap()).unwrap()
+}
+
+/// The rest of a stream that is ended early: clean, with the error of its dialect.
+async fn assert_ended_in_words(client: &mut Client) {
+    let last = last_record(client).await;
+    assert!(last["error"].as_str().unwrap().contains("shutting down"), "{last}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i11_streams_run_to_the_drain_deadline_and_then_end_in_words() {
-    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let (herd, directory) = (herd_of(&["m", "short"]), tempfile::tempdir().unwrap());
     let config = configure(directory.path(), &herd.urls(), "slots: 1\nshutdown: { drain: 2s }");
     let serving = Serving::start(&config).await;
     until_listed(serving.address).await;
@@ -248,11 +260,15 @@ async fn i11_streams_run_to_the_drain_deadline_and_then_end_in_words() {
         metrics().await.lines().any(|line| line.starts_with("herdgate_queue_length") && line.ends_with(" 1"))
     })
     .await;
+    // Whole a fifth into the drain: cut short if there were none.
+    let short = r#"{"model":"short","prompt":"x","sim":{"tokens":20,"pace_ms":20}}"#;
+    let mut short = begun(serving.address, short).await;
     serving.signal(Signal::TERM);
     let refused = waiting.answer().await.expect("an answer");
     assert_eq!((refused.status, refused.header("connection")), (503, Some("close")), "{}", refused.text());
     assert!(refused.header("retry-after").is_some());
     while kept.chunk().await.is_some() {}
+    assert_eq!(last_record(&mut short).await["done"], true, "it ran on");
     assert_ended_in_words(&mut first).await;
     let (status, log) = serving.ended().await;
     assert_eq!(status.code(), Some(0), "{log}");

@@ -75,6 +75,7 @@
 //! | cloud names and stubs are refused unless `cloud: true` | tests/proxy/bad_input.rs | unknown_models_are_worded_as_the_route_words_them |
 //! | stubs where they may run | src/routing/tests.rs | remote_stub_is_warm_where_prompts_may_leave_the_house |
 //! | a ledger's row holds all of it | src/usage/series.rs | a_row_of_a_request_holds_what_it_came_to |
+//! | and keeps it in the store | tests/ledger.rs | a_restart_within_a_minute_keeps_what_was_there |
 //! | events fall into the minute of their end | tests/proxy/minutes.rs | i4_events_fall_into_the_minute_of_their_end_even_if_queued_across_the_boundary |
 //! | a clock's steps and a restart within a minute overwrite nothing | tests/ledger.rs | a_clock_step_overwrites_nothing a_restart_within_a_minute_keeps_what_was_there a_minute_far_from_the_newest_stored_is_flagged_over_a_restart |
 //! | an event of a folded day adds to the day | tests/ledger/folding.rs | an_event_of_a_folded_minute_adds_to_its_day |
@@ -83,7 +84,8 @@
 //! | a newer schema is never touched | tests/ledger/fixture.rs | a_newer_schema_is_refused_and_left_untouched |
 //! | `usage_injection` | tests/proxy/kinds.rs | usage_injection_counts_exactly_and_the_client_sees_what_it_would_see_without without_injection_streams_are_estimated_and_marked_so |
 //! | it shows in the log; an open listener prints a loud line | tests/process.rs | the_start_says_what_an_operator_must_know |
-//! | unknown keys, unset variables, an empty key are errors (64) | tests/process/commands.rs | wrong_flags_and_wrong_configuration_exit_64_with_every_mistake |
+//! | unknown keys, an empty key are errors (64) | tests/process/commands.rs | wrong_flags_and_wrong_configuration_exit_64_with_every_mistake |
+//! | unset variables are errors | src/config/tests.rs | values_expand_from_the_environment |
 //! | `--lenient` | src/config/tests.rs | lenient_makes_unknown_keys_warnings_and_nothing_else |
 //! | precedence of flags, variables, file, the ancestor's variables | src/config/tests.rs | precedence_by_key variables_set_every_kind_of_key |
 //! | `${VAR:-x}`; variables of a Service of our name mean nothing | src/config/tests.rs | values_expand_from_the_environment variables_set_every_kind_of_key |
