@@ -164,7 +164,7 @@ async fn a_load_that_fails_is_tried_on_another_node_and_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_further_copy_starts_before_that() {
+async fn no_further_copy_starts_before_cold_spill_after() {
     let spec = || NodeSpec::ollama(vec![ModelSpec::chat("m")]).slots(1);
     let herd = Herd::start(vec![spec(), spec()]).unwrap();
     let proxy = Proxy::start(&herd.urls(), "slots: 1\nrouting: { cold_spill_after: 10m }").await;

@@ -61,7 +61,7 @@
 //! | a further copy after `cold_spill_after`, one load at a time | src/routing/tests.rs | full_for_long_spills_to_a_further_copy loaded_nowhere_starts_one_copy_on_the_node_with_the_least_work |
 //! | one cold load at a time on a node that recovers | src/routing/tests.rs | recovering_node_loads_one_model_at_a_time |
 //! | a node that came back recovers for 30 s | src/fleet/facts/tests/pace.rs | a_refused_request_closes_the_node_at_once |
-//! | a further copy, as configured | tests/proxy/waiting.rs | a_further_copy_starts_when_all_have_been_full_for_long no_further_copy_starts_before_that |
+//! | a further copy, as configured | tests/proxy/waiting.rs | a_further_copy_starts_when_all_have_been_full_for_long no_further_copy_starts_before_cold_spill_after |
 //! | `node_slots` | tests/operate/node_slots.rs | i1_two_models_share_one_slot_of_their_node_in_turn |
 //! | retries before the first byte: three nodes, or one further | tests/proxy/failover.rs | i6_at_most_three_nodes_and_one_further_once_the_request_was_sent_whole |
 //! | which errors are tried elsewhere | src/proxy/attempts.rs | only_errors_of_the_node_are_tried_elsewhere |
