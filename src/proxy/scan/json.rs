@@ -4,7 +4,8 @@
 
 use memchr::memchr2;
 
-use crate::proxy::{block, word};
+use crate::proxy::block::{self, Marks};
+use crate::proxy::word;
 
 /// Go's `encoding/json` refuses a value nested deeper than this.
 const DEPTH_MAX: usize = 10_000;
@@ -197,16 +198,22 @@ impl<'a> Cursor<'a> {
         }
         let (mut escaped, mut plain) = (false, 0);
         while let Some(text) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
-            let ends = block::marks(text, ends);
-            if ends != 0 {
+            let marks = Marks::of(text);
+            let Some(run) = marks.run() else {
                 plain = 0;
-                if self.string_block(text, ends, &mut escaped)? {
+                if self.string_block(text, marks.ends(), &mut escaped)? {
                     return Ok(escaped);
                 }
                 continue;
+            };
+            escaped |= run.escaped;
+            if let Some(closing) = run.closing {
+                self.at += closing + 1;
+                return Ok(escaped);
             }
+            // By a number that waits for nothing: the next block is begun before this one's test is done.
             self.at += block::BYTES;
-            plain += 1;
+            plain = if run.escaped { 0 } else { plain + 1 };
             if plain >= PLAIN_BLOCKS {
                 self.plain_text()?;
             }
@@ -214,8 +221,8 @@ impl<'a> Cursor<'a> {
         self.string_tail(escaped)
     }
 
-    /// Goes through a block in which `ends` marks what ends plain text; whether the string ended in it.
-    #[inline]
+    /// Goes through a block in which `ends` marks what ends plain text, one mark after another; whether the string ended
+    /// in it.
     fn string_block(&mut self, block: &[u8; block::BYTES], mut ends: u64, escaped: &mut bool) -> Result<bool, Syntax> {
         let from = self.at;
         while ends != 0 {
