@@ -165,8 +165,12 @@ pub(crate) fn start(
     let file = File::create(&log)?;
     let pipes = (Stdio::null(), Stdio::from(file.try_clone()?), Stdio::from(file));
     let running = process::start(programs.proxy_seat(), program.as_os_str(), &arguments, pipes)?;
+    let pid = running.id();
     let mut peer = Peer { name: name.to_owned(), port, running: Some(running), log };
     peer.wait_ready(scenario)?;
+    if programs.real_time {
+        process::stand_back(pid)?;
+    }
     Ok(peer)
 }
 

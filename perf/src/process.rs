@@ -143,6 +143,29 @@ fn take_precedence() {
     let _ = rustix::process::setpriority_process(None, PRECEDENCE);
 }
 
+/// Takes the threads of `pid` out of the real-time class that its first thread stands before by their nice value: that
+/// class knows no nice values, and what a program does behind its own work must stay there.
+pub(crate) fn stand_back(pid: u32) -> anyhow::Result<()> {
+    let tasks = format!("/proc/{pid}/task");
+    let first = nice(format!("{tasks}/{pid}/stat")).context("its first thread")?;
+    for task in std::fs::read_dir(&tasks)? {
+        let task = task?;
+        if nice(task.path().join("stat")).is_some_and(|nice| nice > first) {
+            let thread = task.file_name();
+            let done = Command::new("chrt").args(["--other", "--pid", "0"]).arg(&thread).status().context("chrt")?;
+            // One that has ended meanwhile is none of this.
+            anyhow::ensure!(done.success() || !task.path().exists(), "thread {} stays", thread.display());
+        }
+    }
+    Ok(())
+}
+
+/// The nice value in a `stat` of a thread; `None` if it has ended.
+fn nice(stat: impl AsRef<std::path::Path>) -> Option<i32> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+}
+
 /// Pins this process to a core; cores that it may not use are replaced by the last one it may.
 fn pin(cpu: usize) -> anyhow::Result<()> {
     let allowed = cores()?;

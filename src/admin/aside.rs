@@ -10,7 +10,7 @@ use http::StatusCode;
 
 use super::{Answer, error};
 use crate::shared::Shared;
-use crate::sync::{Arc, AtomicU32, Ordering, spawn_thread};
+use crate::sync::{Arc, AtomicU32, Ordering, spawn_background};
 
 /// Whose places an answer takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,7 +84,7 @@ pub(super) async fn made<T: Send + 'static>(
     let busy = || error(StatusCode::SERVICE_UNAVAILABLE, "as many answers as may be are being made already: come back");
     let place = Place::take(shared, whose).await.ok_or_else(busy)?;
     let (out, answer) = flume::bounded(1);
-    let thread = spawn_thread("aside", move || {
+    let thread = spawn_background("aside", move || {
         let made = make(&place.0);
         drop(place);
         // Nobody waits any more: the client has left.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::fleet::file;
-use crate::sync::spawn_thread;
+use crate::sync::spawn_background;
 
 /// The form of the file; another number is not read.
 const FORM: u32 = 1;
@@ -90,7 +90,7 @@ impl Drained {
             let _ = turn.try_send(());
             let _ = done.send(result);
         };
-        if let Err(error) = spawn_thread("drained", body) {
+        if let Err(error) = spawn_background("drained", body) {
             let _ = self.turn.0.try_send(());
             return Err(error);
         }

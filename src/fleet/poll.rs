@@ -16,7 +16,7 @@ use crate::fleet::node::Now;
 use crate::fleet::report::Report;
 use crate::fleet::{Fleet, Snapshot};
 use crate::slots::Cell;
-use crate::sync::{Arc, caught, spawn_local, spawn_thread};
+use crate::sync::{Arc, caught, spawn_background, spawn_local};
 use crate::usage::speed::Speed;
 
 /// The memory is written at most this often.
@@ -169,7 +169,7 @@ impl Poller {
             write(&memory, &path);
             let _ = done.send(());
         };
-        if let Err(error) = spawn_thread("inventories", body) {
+        if let Err(error) = spawn_background("inventories", body) {
             tracing::warn!(%error, "no thread to store the inventories");
         }
         told
@@ -239,7 +239,7 @@ impl Poller {
             let _turn = turn;
             write(&memory, &path);
         };
-        match spawn_thread("inventories", body) {
+        match spawn_background("inventories", body) {
             Ok(_) => self.facts.stored(),
             Err(error) => tracing::warn!(%error, "no thread to store the inventories"),
         }
@@ -298,7 +298,7 @@ mod tests {
         let (storing, stored) = flume::bounded(1);
         storing.try_send(()).unwrap();
         let turn = Turn(stored.clone());
-        let writer = spawn_thread("inventories", move || {
+        let writer = spawn_background("inventories", move || {
             let _turn = turn;
             panic!("as a serializer with a bug would");
         });

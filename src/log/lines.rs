@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::sync::{Arc, AtomicU64, Ordering, spawn_thread};
+use crate::sync::{Arc, AtomicU64, Ordering, spawn_background};
 
 /// Lines on their way at most; a burst of this size is some two megabytes.
 pub(super) const LINES_MAX: usize = 4_096;
@@ -42,7 +42,7 @@ impl Lines {
         let (queue, lines) = flume::bounded(LINES_MAX);
         let this = Self { queue, dropped: Arc::default() };
         let own = this.clone();
-        spawn_thread("log", move || write_all(out, &lines, &own, say))?;
+        spawn_background("log", move || write_all(out, &lines, &own, say))?;
         Ok(this)
     }
 

@@ -234,8 +234,8 @@ impl Ledger {
         let core = Core::new(links, opened);
         let desk = Desk::new(writer, jobs_rx, reports_tx);
         let failed = |error: std::io::Error| LedgerError::Unavailable { reason: error.to_string() };
-        let store = sync::spawn_thread("store", move || desk.run()).map_err(failed)?;
-        let ledger = sync::spawn_thread("ledger", move || run(core)).map_err(failed)?;
+        let store = sync::spawn_background("store", move || desk.run()).map_err(failed)?;
+        let ledger = sync::spawn_background("ledger", move || run(core)).map_err(failed)?;
         Ok((Self { commands: commands_tx, shown }, LedgerThreads { ledger, store }))
     }
 

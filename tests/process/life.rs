@@ -303,6 +303,33 @@ async fn i11_half_a_request_at_the_drain_deadline_is_told_so_and_an_idle_client_
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
+/// Name and nice value of each thread.
+fn threads(pid: u32) -> Vec<(String, i32)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    let thread = |stat: String| {
+        let (before, after) = stat.rsplit_once(')').unwrap();
+        let nice = after.split_whitespace().nth(16).unwrap().parse().unwrap();
+        (before.split_once('(').unwrap().1.to_owned(), nice)
+    };
+    stats.map(thread).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_wait_stands_behind_the_workers_for_a_core() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let config = configure(directory.path(), &herd.urls(), "");
+    let serving = Serving::start(&config).await;
+    let (own, threads) = (rustix::process::getpriority_process(None).unwrap(), threads(serving.child.id()));
+    let nice = |name: &str| threads.iter().find(|thread| thread.0 == name).unwrap_or_else(|| panic!("{name}")).1;
+    for name in ["worker-0", "worker-1", "control"] {
+        assert_eq!(nice(name), own, "{name}");
+    }
+    for name in ["ledger", "store", "log"] {
+        assert_eq!(nice(name), (own + 10).min(19), "{name}");
+    }
+}
+
 /// How a file system of one's own is had here: as root, as anybody where the kernel allows it, or not.
 fn own_mounts() -> Option<&'static str> {
     let works = |how: &&str| {

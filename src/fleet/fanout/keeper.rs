@@ -19,7 +19,7 @@ use crate::dialect::name;
 use crate::fleet::fanout::pending::{Entry, Pending};
 use crate::fleet::fanout::tally::{CaughtUp, Tally};
 use crate::fleet::file;
-use crate::sync::{Arc, AtomicU64, Ordering, spawn_thread};
+use crate::sync::{Arc, AtomicU64, Ordering, spawn_background};
 
 /// The form of the file; another number is not read.
 const FORM: u32 = 1;
@@ -330,7 +330,7 @@ impl Keeper {
         let (path, turn, stored) = (self.path.clone(), self.turn.0.clone(), Arc::clone(&self.stored));
         let (done, result) = flume::bounded(1);
         // The thread says itself what it has written and gives the turn back: it may outlive our patience.
-        let written = spawn_thread("pending", move || {
+        let written = spawn_background("pending", move || {
             let written = file::replace(&path, |file| serde_json::to_writer_pretty(file, &list));
             if written.is_ok() {
                 stored.store(version, Ordering::Relaxed);
