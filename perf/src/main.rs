@@ -16,6 +16,7 @@ mod load;
 mod machine;
 mod node;
 mod peers;
+mod pgo;
 mod process;
 mod results;
 mod run;
@@ -55,6 +56,8 @@ enum Command {
     Chaos(chaos::Flags),
     /// Draw a flamegraph of a peer at a scenario
     Flame(FlameFlags),
+    /// Build the proxy laid out by what the scenarios run of it (some 10 minutes)
+    Pgo(pgo::Flags),
     /// List scenarios and what each isolates
     List,
     #[command(hide = true)]
@@ -149,6 +152,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Chaos(flags) => chaos::run(&flags, built()),
         Command::Flame(flags) => flame(flags),
+        Command::Pgo(flags) => pgo::build(&flags, root()),
         Command::List => {
             for scenario in scenario::load(&root().join("scenarios"))? {
                 println!("{:<12} {:<12} {}", scenario.name, scenario.sets.join(","), scenario.isolates);
