@@ -61,7 +61,7 @@ struct Connection {
     /// Framed and not sent yet, from `sent` on.
     output: RefCell<Vec<u8>>,
     sent: Cell<usize>,
-    /// Its first request is waited for only a moment longer.
+    /// Its first request, or the end of a head, is waited for only a moment longer.
     hurried: Cell<bool>,
 }
 

@@ -303,6 +303,26 @@ async fn i11_half_a_request_at_the_drain_deadline_is_told_so_and_an_idle_client_
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_head_has_a_moment_to_end_and_holds_up_no_drain() {
+    let (herd, directory) = (herd(), tempfile::tempdir().unwrap());
+    let extra = "shutdown: { drain: 10m }\ntimeouts: { request_head: 10m }";
+    let serving = Serving::start(&configure(directory.path(), &herd.urls(), extra)).await;
+    let half = b"POST /api/generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-";
+    let mut first = Client::connect(serving.address).await;
+    first.send(half).await;
+    let mut kept = Client::connect(serving.address).await;
+    kept.send(&[crate::request("GET", "/herdgate/live", &[], b""), half.to_vec()].concat()).await;
+    assert_eq!(kept.answer().await.unwrap().status, 200);
+    serving.signal(Signal::TERM);
+    for client in [&mut first, &mut kept] {
+        assert_eq!(client.answer().await.expect("an answer").status, 408);
+        assert!(client.is_closed().await);
+    }
+    let (status, log) = serving.ended().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
 /// Name and nice value of each thread.
 fn threads(pid: u32) -> Vec<(String, i32)> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();

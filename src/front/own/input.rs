@@ -30,7 +30,7 @@ const AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Source: Go's `net/http/server.go` (`maxPostHandlerReadBytes`).
 const UNREAD_BYTES_MAX: usize = 256 * 1024;
 
-/// How long the first request of a connection is waited for once the process drains.
+/// How long the first request of a connection, or the end of a head, is waited for once the process drains.
 const FIRST_REQUEST_MS: Millis = 1_000;
 
 /// What came next on a connection.
@@ -164,10 +164,13 @@ impl Connection {
         whole
     }
 
+    /// A head has begun, and has its time to end; once the process drains, which it must not hold up, only a moment.
     fn head_begins(&self) {
-        let local = &self.client.local;
-        if self.client.watch.armed() == Some(Expiry::ClientIdle) {
-            self.client.watch.arm(Expiry::RequestHead, local.clock.now() + local.rules().times.request_head);
+        let (local, watch) = (&self.client.local, &self.client.watch);
+        let draining = local.shared.phase() >= Phase::Draining;
+        if watch.armed() == Some(Expiry::ClientIdle) || (draining && !self.hurried.replace(true)) {
+            let wait = if draining { FIRST_REQUEST_MS } else { local.rules().times.request_head };
+            watch.arm(Expiry::RequestHead, local.clock.now() + wait);
         }
     }
 
