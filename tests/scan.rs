@@ -486,12 +486,20 @@ const PIECES: &[&[u8]] = &[
     b"\x7f",
 ];
 
+/// Short ones mostly; and long ones full of escapes, in runs and across the borders of what is read at once.
 fn string() -> impl Strategy<Value = Vec<u8>> {
-    let piece = prop_oneof![
-        8 => "[a-zA-Z0-9:/. _-]{1,8}".prop_map(String::into_bytes),
-        1 => prop::sample::select(PIECES).prop_map(<[u8]>::to_vec),
-    ];
-    prop::collection::vec(piece, 0..5).prop_map(|pieces| [b"\"".to_vec(), pieces.concat(), b"\"".to_vec()].concat())
+    let pieces = |odd: u32, most: usize| {
+        let piece = prop_oneof![
+            8 => "[a-zA-Z0-9:/. _-]{1,8}".prop_map(String::into_bytes),
+            odd => prop::sample::select(PIECES).prop_map(<[u8]>::to_vec),
+        ];
+        prop::collection::vec(piece, 0..most)
+    };
+    let backslashes = (1..70_usize).prop_map(|pairs| vec![b"\\\\".repeat(pairs)]);
+    prop_oneof![8 => pieces(1, 5), 1 => pieces(8, 80), 1 => (pieces(1, 10), backslashes, pieces(8, 20)).prop_map(
+        |(before, runs, after)| [before, runs, after].concat()
+    )]
+    .prop_map(|pieces| [b"\"".to_vec(), pieces.concat(), b"\"".to_vec()].concat())
 }
 
 /// One of these texts.
