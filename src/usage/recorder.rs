@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
+use crossbeam::utils::CachePadded;
+
 use super::Outcome;
 use super::counters::PairCounters;
 use super::lost::{Lost, LostRow};
@@ -13,52 +15,103 @@ use super::meters::{Meters, Tally, WorkerMeters};
 use crate::ids::WorkerId;
 use crate::sync::{Arc, ArrayQueue, AtomicU64, Ordering};
 
-/// Events in a ring's first segment: 100 ms at ten thousand requests a second.
-const FIRST_SEGMENT: usize = 1024;
+/// Events in a ring's first lane: 100 ms at ten thousand requests a second.
+const FIRST_LANE: usize = 1024;
 /// Rows of dropped events that wait for the ledger: more than a worker can have at one time.
 const LOST_MAX: usize = 512;
 
 /// A bounded queue of events from one worker to the ledger thread.
 ///
-/// It is a row of `ArrayQueue`s of doubling size, each allocated when all before it are full: one worker's 65,536
-/// events would be 8 MB, touched at start, for a ring that seldom holds a hundred. Order between segments is lost;
-/// folding is a sum, so nobody misses it.
+/// It is a row of lanes of doubling size, each allocated when all before it are full: one worker's 65,536 events would
+/// be 8 MB, touched at start, for a ring that seldom holds a hundred. Order between lanes is lost; folding is a sum, so
+/// nobody misses it.
 ///
 /// # Invariants
 /// One producer (the worker), one consumer (the ledger thread). At most `capacity` events are held.
 /// # Orderings
-/// A segment is published by its `OnceLock` (Release/Acquire inside), events by the queue's own stamps.
-/// `high_water` is Relaxed, written by the consumer.
+/// Those of [`Lane`]; `high_water` is Relaxed, written by the consumer.
 /// # Progress
-/// `push` is lock-free and never waits: the only initialiser of a segment is the producer.
+/// Wait-free on both sides, but for the allocation of a lane.
 #[derive(Debug)]
 pub struct Ring {
-    segments: Box<[Segment]>,
-    /// Sums of events that found no room. Set up by the first of them.
-    lost: OnceLock<ArrayQueue<LostRow>>,
+    lanes: Box<[Lane<Outcome>]>,
+    /// Sums of events that found no room.
+    lost: Lane<LostRow>,
     high_water: AtomicU64,
 }
 
+/// A bounded queue between two threads, allocated by the first push.
+///
+/// An `ArrayQueue` alone makes one side spin while the other is between claiming a place and being done with it, and
+/// that is for as long as the scheduler likes: a worker was seen to spin for half a second on an event that the ledger
+/// thread, which shared its core, had claimed. So each side says how far it is *done*, and the other goes no further.
+///
+/// # Invariants
+/// `taken <= pushed <= taken + capacity`; `pushed` has one writer, the producer, `taken` the consumer.
+/// # Orderings
+/// A step's store is Release and the other side's load Acquire: who sees the number sees the queue's own stamps of that
+/// step, and never meets a place in the middle of one.
+/// # Progress
+/// Wait-free on both sides: no place that a call touches is claimed by the other thread.
 #[derive(Debug)]
-struct Segment {
-    capacity: usize,
-    queue: OnceLock<ArrayQueue<Outcome>>,
+struct Lane<T> {
+    capacity: u64,
+    queue: OnceLock<ArrayQueue<T>>,
+    pushed: CachePadded<AtomicU64>,
+    taken: CachePadded<AtomicU64>,
+}
+
+impl<T> Lane<T> {
+    fn new(capacity: usize) -> Self {
+        let count = || CachePadded::new(AtomicU64::new(0));
+        Self { capacity: capacity as u64, queue: OnceLock::new(), pushed: count(), taken: count() }
+    }
+
+    /// False when it is full. For the producer alone.
+    fn push(&self, value: T) -> bool {
+        let pushed = self.pushed.load(Ordering::Relaxed);
+        if pushed - self.taken.load(Ordering::Acquire) >= self.capacity {
+            return false;
+        }
+        let queue = self.queue.get_or_init(|| ArrayQueue::new(usize::try_from(self.capacity).unwrap_or(usize::MAX)));
+        let went = queue.push(value).is_ok();
+        self.pushed.store(pushed + u64::from(went), Ordering::Release);
+        went
+    }
+
+    /// Takes what was there at the call. For the consumer alone.
+    fn drain(&self, mut take: impl FnMut(&T)) {
+        let Some(queue) = self.queue.get() else { return };
+        let pushed = self.pushed.load(Ordering::Acquire);
+        for done in self.taken.load(Ordering::Relaxed)..pushed {
+            let Some(value) = queue.pop() else { return };
+            take(&value);
+            self.taken.store(done + 1, Ordering::Release);
+        }
+    }
+
+    /// How many wait now; never too many for the consumer, never too few for the producer.
+    fn len(&self) -> usize {
+        // In this order: what is taken had been pushed.
+        let taken = self.taken.load(Ordering::Acquire);
+        usize::try_from(self.pushed.load(Ordering::Acquire) - taken).unwrap_or(usize::MAX)
+    }
 }
 
 impl Ring {
     /// A ring that holds at most `capacity` events (at least one).
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let mut segments = Vec::new();
+        let mut lanes = Vec::new();
         let mut left = capacity.max(1);
-        let mut size = FIRST_SEGMENT;
+        let mut size = FIRST_LANE;
         while left > 0 {
             let capacity = size.min(left);
-            segments.push(Segment { capacity, queue: OnceLock::new() });
+            lanes.push(Lane::new(capacity));
             left -= capacity;
             size *= 2;
         }
-        Self { segments: segments.into(), lost: OnceLock::new(), high_water: AtomicU64::new(0) }
+        Self { lanes: lanes.into(), lost: Lane::new(LOST_MAX), high_water: AtomicU64::new(0) }
     }
 
     /// One ring per worker, ready to share.
@@ -70,9 +123,7 @@ impl Ring {
     /// Puts an event on the ring; false when it is full. For the worker alone.
     #[must_use]
     pub fn push(&self, event: &Outcome) -> bool {
-        self.segments
-            .iter()
-            .any(|segment| segment.queue.get_or_init(|| ArrayQueue::new(segment.capacity)).push(*event).is_ok())
+        self.lanes.iter().any(|lane| lane.push(*event))
     }
 
     /// Takes what is on the ring now; what comes meanwhile is left for the next time. For the ledger thread alone.
@@ -81,32 +132,24 @@ impl Ring {
         if waiting as u64 > self.high_water.load(Ordering::Relaxed) {
             self.high_water.store(waiting as u64, Ordering::Relaxed);
         }
-        for queue in self.segments.iter().filter_map(|segment| segment.queue.get()) {
-            for _ in 0..queue.len() {
-                let Some(event) = queue.pop() else { break };
-                take(&event);
-            }
-        }
+        self.lanes.iter().for_each(|lane| lane.drain(&mut take));
         waiting
     }
 
     /// Puts a sum of dropped events where the ledger finds it; false when there is no room. For the worker alone.
     fn push_lost(&self, row: LostRow) -> bool {
-        self.lost.get_or_init(|| ArrayQueue::new(LOST_MAX)).push(row).is_ok()
+        self.lost.push(row)
     }
 
     /// Takes the sums of dropped events. For the ledger thread alone.
-    pub fn drain_lost(&self, mut take: impl FnMut(&LostRow)) {
-        let Some(lost) = self.lost.get() else { return };
-        while let Some(row) = lost.pop() {
-            take(&row);
-        }
+    pub fn drain_lost(&self, take: impl FnMut(&LostRow)) {
+        self.lost.drain(take);
     }
 
     /// Events waiting now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.segments.iter().filter_map(|segment| segment.queue.get()).map(ArrayQueue::len).sum()
+        self.lanes.iter().map(Lane::len).sum()
     }
 
     /// Whether no event waits.
@@ -214,11 +257,26 @@ mod tests {
     }
 
     #[test]
-    fn idle_ring_owns_one_small_segment() {
+    fn idle_ring_owns_one_small_lane() {
         let ring = Ring::new(65_536);
         assert!(ring.push(&outcome()));
-        assert_eq!(ring.segments.iter().filter(|segment| segment.queue.get().is_some()).count(), 1);
-        assert_eq!(ring.segments.iter().map(|segment| segment.capacity).sum::<usize>(), 65_536);
+        assert_eq!(ring.lanes.iter().filter(|lane| lane.queue.get().is_some()).count(), 1);
+        assert_eq!(ring.lanes.iter().map(|lane| lane.capacity).sum::<u64>(), 65_536);
+    }
+
+    /// A producer that went for such a place would spin until the consumer has its core back.
+    #[test]
+    fn a_place_is_free_once_its_event_is_done_with_and_not_before() {
+        let ring = Ring::new(3);
+        for _ in 0..3 {
+            assert!(ring.push(&outcome()));
+        }
+        let mut nth = 0;
+        ring.drain(|_| {
+            assert_eq!(ring.push(&outcome()), nth > 0, "event {nth} is not done with, those before it are");
+            nth += 1;
+        });
+        assert_eq!((nth, ring.len()), (3, 2), "what came meanwhile is left");
     }
 
     #[test]
