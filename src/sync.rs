@@ -26,16 +26,13 @@ pub use loom::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 
-/// Bounded rings; crossbeam's own under loom too, where no model runs through them.
-pub use crossbeam::queue::ArrayQueue;
-
 #[cfg(not(proxy_loom))]
-pub use crossbeam::queue::SegQueue;
+pub use crossbeam::queue::{ArrayQueue, SegQueue};
 
 #[cfg(proxy_loom)]
 mod modelled;
 #[cfg(proxy_loom)]
-pub use modelled::{AtomicWaker, OneShot, SegQueue, Swapped};
+pub use modelled::{ArrayQueue, AtomicWaker, OneShot, SegQueue, Swapped};
 
 #[cfg(not(proxy_loom))]
 mod real;

@@ -1,4 +1,4 @@
-//! The primitives of the waiters as loom sees them: weaker than the real ones, so that what passes here holds there.
+//! The primitives of waiters and rings as loom sees them: weaker than the real ones, so that what passes here holds there.
 //!
 //! Only Acquire/Release cells order anything; the values themselves lie in plain storage that loom does not branch on.
 //! A model pushes at most [`CAPACITY`] entries. Compiled under `proxy_loom` alone.
@@ -70,6 +70,69 @@ impl<T> SegQueue<T> {
 impl<T> Default for SegQueue<T> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// States of a place of an [`ArrayQueue`].
+const EMPTY: usize = 0;
+const FULL: usize = 1;
+const CHANGING: usize = 2;
+
+/// Bounded FIFO of one producer and one consumer with the interface of `crossbeam::queue::ArrayQueue`. Where the real one
+/// spins, for the other thread is in the middle of a step, this one fails the model.
+#[derive(Debug)]
+pub struct ArrayQueue<T> {
+    head: AtomicUsize,
+    tail: AtomicUsize,
+    places: Box<[AtomicUsize]>,
+    values: Mutex<HashMap<usize, T>>,
+}
+
+impl<T> ArrayQueue<T> {
+    /// Empty, with so many places.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            head: AtomicUsize::new(0),
+            tail: AtomicUsize::new(0),
+            places: (0..capacity).map(|_| AtomicUsize::new(EMPTY)).collect(),
+            values: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Appends; the value comes back where the place that is next looks full to this thread.
+    ///
+    /// # Errors
+    /// It does.
+    pub fn push(&self, value: T) -> Result<(), T> {
+        let tail = self.tail.load(Ordering::Relaxed);
+        let place = &self.places[tail % self.places.len()];
+        match place.load(Ordering::Acquire) {
+            EMPTY => {}
+            FULL => return Err(value),
+            _ => panic!("a push would spin"),
+        }
+        place.store(CHANGING, Ordering::Relaxed);
+        self.values.lock().unwrap_or_else(|e| e.into_inner()).insert(tail, value);
+        self.tail.store(tail + 1, Ordering::Relaxed);
+        place.store(FULL, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes the oldest one.
+    pub fn pop(&self) -> Option<T> {
+        let head = self.head.load(Ordering::Relaxed);
+        let place = &self.places[head % self.places.len()];
+        match place.load(Ordering::Acquire) {
+            FULL => {}
+            EMPTY => return None,
+            _ => panic!("a pop would spin"),
+        }
+        place.store(CHANGING, Ordering::Relaxed);
+        let value = self.values.lock().unwrap_or_else(|e| e.into_inner()).remove(&head);
+        self.head.store(head + 1, Ordering::Relaxed);
+        place.store(EMPTY, Ordering::Release);
+        value
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Ring {
 /// step, and never meets a place in the middle of one.
 /// # Progress
 /// Wait-free on both sides: no place that a call touches is claimed by the other thread.
+///
+/// Model: `usage::recorder::model`.
 #[derive(Debug)]
 struct Lane<T> {
     capacity: u64,
@@ -81,8 +83,8 @@ impl<T> Lane<T> {
 
     /// Takes what was there at the call. For the consumer alone.
     fn drain(&self, mut take: impl FnMut(&T)) {
-        let Some(queue) = self.queue.get() else { return };
         let pushed = self.pushed.load(Ordering::Acquire);
+        let Some(queue) = self.queue.get() else { return };
         for done in self.taken.load(Ordering::Relaxed)..pushed {
             let Some(value) = queue.pop() else { return };
             take(&value);
@@ -298,5 +300,41 @@ mod tests {
             sum = taken;
         });
         assert_eq!(sum + meters.tally(Tally::DetailDropped), EVENTS);
+    }
+}
+
+#[cfg(all(test, proxy_loom))]
+mod model {
+    use loom::thread;
+
+    use super::*;
+
+    /// Over two laps: the queue fails the model where a side would spin, and a push where there is room never fails.
+    #[test]
+    fn i8_neither_side_meets_the_other_in_the_middle_of_a_step() {
+        loom::model(|| {
+            let lane = Arc::new(Lane::new(2));
+            assert!(lane.push(0));
+            let producer = {
+                let lane = Arc::clone(&lane);
+                thread::spawn(move || {
+                    (1..5_u32)
+                        .filter(|&value| {
+                            let room = lane.len() < 2;
+                            let went = lane.push(value);
+                            assert!(went || !room, "there is room, and it can only grow");
+                            went
+                        })
+                        .collect::<Vec<_>>()
+                })
+            };
+            let mut taken = Vec::new();
+            for _ in 0..2 {
+                lane.drain(|&value| taken.push(value));
+            }
+            let pushed = producer.join().unwrap();
+            lane.drain(|&value| taken.push(value));
+            assert_eq!(taken, [vec![0], pushed].concat());
+        });
     }
 }
