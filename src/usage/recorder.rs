@@ -29,7 +29,7 @@ const LOST_MAX: usize = 512;
 /// # Invariants
 /// One producer (the worker), one consumer (the ledger thread). At most `capacity` events are held.
 /// # Orderings
-/// Those of [`Lane`]; `high_water` is Relaxed, written by the consumer.
+/// Those of the lanes; `high_water` is Relaxed, written by the consumer.
 /// # Progress
 /// Wait-free on both sides, but for the allocation of a lane.
 #[derive(Debug)]
