@@ -125,8 +125,8 @@ pub fn spawn_thread<T: Send + 'static>(
 
 /// Starts a named thread whose work can wait: where cores are scarce, workers come before it.
 ///
-/// On one core beside a busy worker, a commit of the ledger made a hundredth of the requests wait for a millisecond.
-/// It still gets its share, about a tenth of a core (nice(2): on Linux a thread's own).
+/// On one core beside a busy worker, ledger and store together took some two milliseconds of every 400, and whoever came
+/// meanwhile waited for all of it. They still get their share, about a tenth of a core (nice(2): on Linux a thread's own).
 ///
 /// # Errors
 /// As [`spawn_thread`].

@@ -56,7 +56,7 @@ enum Command {
     Chaos(chaos::Flags),
     /// Draw a flamegraph of a peer at a scenario
     Flame(FlameFlags),
-    /// Build the proxy laid out by what the scenarios run of it (some 10 minutes)
+    /// Build the proxy laid out by what the scenarios run of it (a quarter of an hour)
     Pgo(pgo::Flags),
     /// List scenarios and what each isolates
     List,

@@ -1,7 +1,7 @@
 //! A release build that knows its work: an instrumented proxy serves the lab's scenarios, and the compiler lays out the
 //! final one by what it saw.
 //!
-//! Called by `main`. A request runs through some 1,800 lines of code cache, more than the first level holds beside the
+//! Called by `main`. A request runs through some 1,800 cache lines of code, more than the first level holds beside the
 //! kernel's own: what counts is how close together that lies which is run, and no compiler knows it by itself.
 //!
 //! `RUSTFLAGS` of the environment hold for both builds (a static binary: `-C target-feature=+crt-static`). Needs
@@ -40,9 +40,6 @@ pub(crate) struct Flags {
     /// Where everything goes, the result as `herdgate` [default: target/pgo]
     #[arg(long, value_name = "DIRECTORY")]
     target_dir: Option<PathBuf>,
-    /// Cargo's profile; another one than `release` only to try this command out
-    #[arg(long, default_value = "release")]
-    profile: String,
 }
 
 /// Builds, trains, builds again, and says where the result is.
@@ -55,7 +52,7 @@ pub(crate) fn build(flags: &Flags, perf: &Path) -> anyhow::Result<()> {
     if seen.exists() {
         std::fs::remove_dir_all(&seen).context("what an earlier training left")?;
     }
-    let cargo = |target: &Path, flag: String| toolchain.cargo(perf, target, &flags.profile, &flag);
+    let cargo = |target: &Path, flag: String| toolchain.cargo(perf, target, &flag);
     let instrumented = cargo(&dir.join("instrumented"), format!("-Cprofile-generate={}", seen.display()))?;
     train(&instrumented, perf)?;
     let profile = dir.join("herdgate.profdata");
@@ -106,18 +103,18 @@ impl Toolchain {
 
     /// Builds the proxy with one more flag and gives its path. With `--target`, so that what runs during the build
     /// (macros, build scripts) is neither instrumented nor laid out by it.
-    fn cargo(&self, perf: &Path, target: &Path, profile: &str, flag: &str) -> anyhow::Result<PathBuf> {
+    fn cargo(&self, perf: &Path, target: &Path, flag: &str) -> anyhow::Result<PathBuf> {
         let flags = std::env::var("RUSTFLAGS").map_or_else(|_| flag.to_owned(), |flags| format!("{flags} {flag}"));
         let done = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .current_dir(perf.join(".."))
-            .args(["build", "--bin", "herdgate", "--profile", profile, "--target", &self.host, "--target-dir"])
+            .args(["build", "--release", "--locked", "--bin", "herdgate", "--target", &self.host, "--target-dir"])
             .arg(target)
             .env("RUSTFLAGS", flags)
             .stdin(Stdio::null())
             .status()
             .context("cargo")?;
         ensure!(done.success(), "cargo build: {done}");
-        Ok(target.join(&self.host).join(profile).join("herdgate"))
+        Ok(target.join(&self.host).join("release/herdgate"))
     }
 
     fn merge(&self, seen: &Path, profile: &Path) -> anyhow::Result<()> {

@@ -19,6 +19,8 @@ use crate::usage::counters::PairCounters;
 
 thread_local! {
     pub(super) static WITHOUT_FENCES: Flag<bool> = const { Flag::new(false) };
+    /// Schedules explored so far.
+    static SCHEDULES: Flag<u32> = const { Flag::new(0) };
 }
 
 /// The twin: the same code without its pairing fences. Loom runs a model's threads on the thread of the test.
@@ -29,11 +31,17 @@ pub(super) fn without_fences() -> bool {
 pub(super) const A: NodeId = NodeId(0);
 const B: NodeId = NodeId(1);
 
-/// Explores with at most `preemptions`, or what the environment asks for if that is less.
+/// Explores with at most `preemptions`, or what the environment asks for if that is less. A model whose threads meet in
+/// nothing that loom sees has one schedule and proves nothing: that fails.
 pub(super) fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(builder.preemption_bound.map_or(preemptions, |asked| asked.min(preemptions)));
-    builder.check(model);
+    SCHEDULES.set(0);
+    builder.check(move || {
+        SCHEDULES.set(SCHEDULES.get() + 1);
+        model();
+    });
+    assert!(SCHEDULES.get() > 1, "loom found one schedule only");
 }
 
 pub(super) fn open_node() -> Arc<NodeWord> {
