@@ -21,11 +21,11 @@ const EVEN: u64 = 0x5555_5555_5555_5555;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Marks {
     /// `"`.
-    pub(super) quotes: u64,
+    quotes: u64,
     /// `\`.
-    pub(super) backslashes: u64,
+    backslashes: u64,
     /// Below a blank.
-    pub(super) controls: u64,
+    controls: u64,
     /// The letters of the usual escapes: `n`, `r`, `t`.
     letters: u64,
 }
